@@ -1,0 +1,1 @@
+"""The tick and the commands: observe, decide, apply, verify, record."""

@@ -1,0 +1,1 @@
+"""What the kernel says and takes: /proc, /sys, cgroup files, psutil, PCI."""

@@ -1,0 +1,1 @@
+"""Spec to domain XML and back. Pure: takes text and values, returns text and values."""
