@@ -1,0 +1,36 @@
+"""What every command is given: the global options and the connection, opened when first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from kvmctl.hypervisor.connection import Hypervisor
+
+
+@dataclass
+class App:
+    """The global options of one invocation."""
+
+    uri: str | None = None
+    output: str = "table"
+    quiet: bool = False
+    verbose: int = 0
+    debug: bool = False
+    yes: bool = False
+    _hypervisor: Hypervisor | None = field(default=None, repr=False)
+
+    def hypervisor(self) -> Hypervisor:
+        """The connection, opened once. Raises UnreachableError."""
+        if self._hypervisor is None:
+            from kvmctl.hypervisor.connection import open_hypervisor
+
+            self._hypervisor = open_hypervisor(self.uri)
+            click.get_current_context().find_root().call_on_close(self._hypervisor.close)
+        return self._hypervisor
+
+
+pass_app = click.make_pass_decorator(App)

@@ -1,0 +1,118 @@
+"""stdout carries results only: a table, JSON, YAML or names. Everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from kvmctl.cli.app import App
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: the row's key, its title, and how a value is written; numbers stand right."""
+
+    key: str
+    title: str
+    show: Callable[[Any], str] = str
+    right: bool = False
+
+
+def emit(app: App, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    """Print rows in the wished format. JSON and YAML hold every key of a row, in the row's order."""
+    if app.output == "name":
+        for row in rows:
+            click.echo(str(row["name"]))
+    elif app.output == "table":
+        click.echo(table(rows, columns), nl=False)
+    else:
+        emit_document(app, [dict(row) for row in rows])
+
+
+def emit_document(app: App, document: object) -> None:
+    """Print one JSON or YAML document (YAML also where a table was asked for and there is none)."""
+    click.echo(as_json(document) if app.output == "json" else as_yaml(document), nl=False)
+
+
+def as_json(document: object) -> str:
+    """One JSON document. JSON has no infinity, so an absent bound is null."""
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n"
+
+
+def as_yaml(document: object) -> str:
+    """One YAML document, keys in their order."""
+    import yaml
+
+    text: str = yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isinf(value) or math.isnan(value) else round(value, 6)
+    return value
+
+
+def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """A plain table with titles, two spaces between columns, None as `-`."""
+    cells = [[column.title for column in columns]]
+    cells += [["-" if (value := row.get(c.key)) is None else one_line(c.show(value)) for c in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "".join(_line(line, widths, columns) for line in cells)
+
+
+def _line(line: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
+    padded = (
+        cell.rjust(width) if column.right else cell.ljust(width)
+        for cell, width, column in zip(line, widths, columns, strict=True)
+    )
+    return "  ".join(padded).rstrip() + "\n"
+
+
+def one_line(text: str) -> str:
+    """Text without anything that would move the cursor: foreign names and descriptions may hold it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def note(app: App, text: str) -> None:
+    """Tell the user something that is no result; not under `-q`."""
+    if not app.quiet:
+        click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Tell the user something that must be seen, even under `-q`."""
+    click.echo(f"{styled('warning:', fg='yellow', err=True)} {text}", err=True)
+
+
+def styled(text: str, err: bool = False, **style: Any) -> str:
+    """Colour on a terminal that wants it, plain text elsewhere and with NO_COLOR."""
+    stream = sys.stderr if err else sys.stdout
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return click.style(text, **style)
+
+
+def confirm(app: App, question: str, refusal: str) -> None:
+    """Ask on a terminal; without one, raise RefusedError unless `--yes` was given."""
+    from kvmctl.model.errors import RefusedError
+
+    if app.yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise RefusedError(refusal, "add --yes to do it without being asked")
+    if not click.confirm(question, err=True):
+        raise RefusedError("nothing was done")

@@ -1,0 +1,62 @@
+"""Which guests a command is about: names, globs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import NotFoundError, UsageError
+from kvmctl.model.sample import GuestSample
+
+Guest = tuple[GuestSample, Any]
+"""A guest as the bulk call saw it, and its libvirt handle."""
+
+
+def matching(hypervisor: Hypervisor, patterns: Sequence[str] = (), labels: Sequence[str] = ()) -> list[Guest]:
+    """The guests that bear one of the names or globs (all, where none is given) and every label, by name."""
+    wanted = [parse_label(label) for label in labels]
+    guests = domains.samples_with_domains(hypervisor)
+    if patterns:
+        guests = [guest for guest in guests if any(_bears(guest[0].name, pattern) for pattern in patterns)]
+    return [guest for guest in guests if set(wanted) <= labels_of(guest[1])] if wanted else guests
+
+
+def chosen(hypervisor: Hypervisor, patterns: Sequence[str], labels: Sequence[str]) -> list[Guest]:
+    """Like `matching`, for commands that act: a name or glob that matches nothing is an error, and so is
+    naming nobody. Raises NotFoundError, UsageError."""
+    if not patterns and not labels:
+        raise UsageError("no guest named", "name guests, or choose them by -l KEY=VALUE; '*' is all of them")
+    guests = matching(hypervisor, patterns, labels)
+    names = [sample.name for sample, _domain in guests]
+    missing = [pattern for pattern in patterns if not labels and not any(_bears(name, pattern) for name in names)]
+    if missing:
+        raise NotFoundError(
+            f"no guest on {hypervisor.uri} is named {', '.join(map(repr, missing))}", "kvmctl list shows the guests"
+        )
+    if not guests:
+        raise NotFoundError(
+            f"no guest on {hypervisor.uri} bears {' and '.join(labels)}", "kvmctl list shows the guests"
+        )
+    return guests
+
+
+def _bears(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as a pair. Raises UsageError."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"{text!r} is not a label: write KEY=VALUE")
+    return key, value
+
+
+def labels_of(domain: Any) -> set[tuple[str, str]]:
+    """The labels recorded in a guest's definition."""
+    from kvmctl.xml import metadata
+
+    return set(metadata.read(domains.definition(domain)).labels)

@@ -1,0 +1,79 @@
+"""One connection to one hypervisor."""
+
+import os
+import socket
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import libvirt
+
+from kvmctl.hypervisor.errors import doing, translate
+from kvmctl.model.errors import UnreachableError, UsageError
+
+SYSTEM_URIS = ("qemu:///system", "xen:///system", "lxc:///system")
+
+
+class Hypervisor:
+    """An open connection; `connection` is libvirt's own handle."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        with doing("ask the hypervisor for its URI"):
+            self.uri: str = connection.getURI()
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine's /proc and /sys are the hypervisor's own."""
+        parts = urlsplit(self.uri)
+        if parts.scheme == "test" or (parts.hostname and parts.hostname not in ("localhost", socket.gethostname())):
+            return False
+        return "+ssh" not in parts.scheme and "+tcp" not in parts.scheme and "+tls" not in parts.scheme
+
+    def close(self) -> None:
+        """Close the connection; a connection that broke meanwhile is no error."""
+        try:
+            self.connection.close()
+        except libvirt.libvirtError:
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_hypervisor(uri: str | None = None) -> Hypervisor:
+    """Open `uri`, or LIBVIRT_DEFAULT_URI, or the first hypervisor of this machine that answers.
+
+    Raises UnreachableError where none does, UsageError for a URI that libvirt cannot read.
+    """
+    wanted = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
+    if wanted:
+        return Hypervisor(_open(wanted))
+    candidates = SYSTEM_URIS if os.geteuid() == 0 else (*SYSTEM_URIS, "qemu:///session")
+    first: UnreachableError | None = None
+    for candidate in candidates:
+        try:
+            return Hypervisor(_open(candidate))
+        except UnreachableError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _open(uri: str) -> Any:
+    if "\0" in uri:
+        raise UsageError("the connection URI holds a NUL character")
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
+            raise translate(error, f"connect to {uri}") from error
+        said = (error.get_error_message() or str(error)).strip()
+        raise UnreachableError(
+            f"cannot connect to {uri}: {said}", f"kvmctl -c {uri} host doctor says which part is missing"
+        ) from error

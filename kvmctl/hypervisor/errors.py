@@ -1,0 +1,68 @@
+"""libvirt's errors become ours by their code, here and nowhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+
+from kvmctl.model.errors import (
+    ConflictError,
+    KvmctlError,
+    NotFoundError,
+    RefusedError,
+    TimedOutError,
+    UnreachableError,
+    UsageError,
+)
+
+# Without a handler libvirt prints every error to stderr by itself, beside our own report.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+_CLASSES: dict[type[KvmctlError], tuple[str, ...]] = {
+    NotFoundError: (
+        "NO_DOMAIN", "NO_NETWORK", "NO_STORAGE_POOL", "NO_STORAGE_VOL", "NO_NODE_DEVICE",
+        "NO_DOMAIN_SNAPSHOT", "NO_DOMAIN_METADATA", "NO_SECRET", "NO_INTERFACE",
+    ),
+    ConflictError: ("DOM_EXIST", "STORAGE_VOL_EXIST", "NETWORK_EXIST", "OPERATION_INVALID", "RESOURCE_BUSY"),
+    UnreachableError: (
+        "NO_CONNECT", "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED",
+        "OPERATION_DENIED", "RPC", "INVALID_CONN", "NO_CLIENT", "GNUTLS_ERROR", "LIBSSH", "SSH",
+    ),
+    TimedOutError: ("OPERATION_TIMEOUT", "AGENT_UNRESPONSIVE", "AGENT_COMMAND_TIMEOUT"),
+    UsageError: ("INVALID_ARG", "XML_ERROR", "XML_DETAIL", "XML_INVALID_SCHEMA"),
+    RefusedError: ("CONFIG_UNSUPPORTED",),
+}  # fmt: skip
+_BY_CODE = {
+    getattr(libvirt, f"VIR_ERR_{name}"): error
+    for error, names in _CLASSES.items()
+    for name in names
+    if hasattr(libvirt, f"VIR_ERR_{name}")
+}
+_HINTS: dict[type[KvmctlError], str] = {
+    UnreachableError: "kvmctl host doctor shows which part of the connection is missing",
+    NotFoundError: "kvmctl list shows the guests of this hypervisor",
+}
+
+
+def translate(error: libvirt.libvirtError, doing: str) -> KvmctlError:
+    """The kvmctl error for what libvirt reported while `doing` something, such as `start guest web1`."""
+    said = (error.get_error_message() or str(error)).strip()
+    if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and "socket" in said:
+        kind: type[KvmctlError] = UnreachableError
+    else:
+        kind = _BY_CODE.get(error.get_error_code(), KvmctlError)
+    return kind(f"cannot {doing}: {said}", _HINTS.get(kind, ""))
+
+
+def is_gone(error: libvirt.libvirtError) -> bool:
+    """Whether libvirt says that the object does not exist (any more)."""
+    return _BY_CODE.get(error.get_error_code()) is NotFoundError
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Translate libvirt errors of the block; `what` completes the sentence "cannot …"."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translate(error, what) from error
