@@ -107,6 +107,9 @@ class CloudInitSpec:
     user_data: str | None = None
     """Absolute path of a complete user-data file, instead of hostname, user and keys."""
     network_config: str | None = None
+    seed: str | None = None
+    """Path of the seed image, and the SHA-256 of what is in it: recorded in the guest, not said in a file."""
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
