@@ -1,0 +1,153 @@
+"""Files: read without surprises, replaced atomically, and kernel files written and read back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from kvmctl.model.errors import KvmctlError, UnreachableError
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of one page of this kernel."""
+
+# What the kernel answers for a file that is not there, a process that ended while it was read, and
+# a figure that this kernel was booted or built without.
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP})
+
+
+def read_text(path: Path) -> str | None:
+    """The whole file as text, None where there is none. Raises UnreachableError where it may not be
+    read, KvmctlError where reading fails; bytes that are not UTF-8 are replaced."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except PermissionError as error:
+        raise UnreachableError(f"cannot read {path}: permission denied", "run this as root") from error
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise KvmctlError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_permitted(path: Path) -> str | None:
+    """As `read_text`, but None too where this user may not read: for figures that are shown if known."""
+    try:
+        return read_text(path)
+    except UnreachableError:
+        return None
+
+
+def read_int(path: Path) -> int | None:
+    """The integer a kernel file holds; None where the file is absent, forbidden or holds something else."""
+    text = read_permitted(path)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
+
+
+def first_bytes(path: Path | str, count: int) -> bytes:
+    """The first `count` bytes of a file, fewer where it is shorter, none where it is absent.
+
+    Raises UnreachableError where it may not be read, KvmctlError where reading fails.
+    """
+    try:
+        # A pipe without a writer would be waited for without end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, count)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return b""
+        kind = UnreachableError if isinstance(error, PermissionError) else KvmctlError
+        raise kind(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_atomic(path: Path, content: bytes | str, mode: int = 0o600) -> None:
+    """Replace `path` so that a reader, or a crash, finds either all of the old file or all of the new.
+
+    Raises KvmctlError; `path` is then unchanged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        _replace(path, data, mode)
+    except OSError as error:
+        raise KvmctlError(f"cannot write {path}: {error.strerror}", _write_hint(error, path)) from error
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_hint(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"free some space on the file system of {path.parent}: df -h {path.parent}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "run this as root"
+    return f"look at the folder: ls -ld {path.parent}"
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a folder that only its owner can enter, with the parents it needs. Raises KvmctlError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KvmctlError(f"cannot make the folder {path}: {error.strerror}", _write_hint(error, path)) from error
+
+
+def write_kernel(path: Path, value: str) -> str:
+    """Write `value` to a /proc, /sys or cgroup file and return what it holds afterwards, stripped.
+
+    Raises KvmctlError with the kernel's reason where it does not take the value.
+    """
+    try:
+        path.write_text(value)
+    except OSError as error:
+        hint = "run this as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
+        raise KvmctlError(f"the kernel did not take {value!r} for {path}: {error.strerror}", hint) from error
+    found = read_text(path)
+    if found is None:
+        raise KvmctlError(f"{path} was gone after it was written")
+    return found.strip()
+
+
+def state_directory() -> Path:
+    """Where kvmctl remembers what it changed: KVMCTL_STATE_DIR, else /var/lib/kvmctl for root."""
+    if wanted := os.environ.get("KVMCTL_STATE_DIR"):
+        return Path(wanted)
+    if os.geteuid() == 0:
+        return Path("/var/lib/kvmctl")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "kvmctl"
+
+
+def run_directory() -> Path:
+    """Where locks are held: KVMCTL_RUN_DIR, else /run/kvmctl for root, else the user's own runtime folder."""
+    if wanted := os.environ.get("KVMCTL_RUN_DIR"):
+        return Path(wanted)
+    if os.geteuid() == 0:
+        return Path("/run/kvmctl")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "kvmctl" if runtime else state_directory()

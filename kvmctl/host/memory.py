@@ -1,0 +1,121 @@
+"""The host's memory: total, available, swap, zram, zswap, huge pages and pressure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmctl.host import cgroup
+from kvmctl.host.files import read_int, read_permitted
+
+_ROOT = Path("/")
+_MEMINFO = re.compile(r"^(\S+):\s+(\d+)(?: kB)?$", re.MULTILINE)
+_PRESSURE = re.compile(
+    r"^(some|full) avg10=(\d+\.\d+) avg60=(\d+\.\d+) avg300=(\d+\.\d+) total=(\d+)$",
+    re.MULTILINE,
+)
+_NO_LIMIT = 1 << 60
+"""cgroup v1 writes "no limit" as the largest number of bytes that its page counter holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """One pressure stall file: percent of the last 10 and 60 seconds in which some, or all, tasks waited."""
+
+    some_avg10: float
+    some_avg60: float
+    full_avg10: float | None = None
+    full_avg60: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwapArea:
+    """One line of /proc/swaps; `kind` is `zram`, `partition` or `file`. Sizes are bytes."""
+
+    name: str
+    kind: str
+    size: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `limit` is what the control group at the top of this host's view allows, None if that is all."""
+
+    total: int
+    available: int
+    swap_total: int
+    swap_free: int
+    limit: int | None
+    hugepage_size: int | None
+    hugepages_total: int
+    hugepages_free: int
+
+
+def read(root: Path = _ROOT) -> Memory:
+    """The host's memory, from /proc/meminfo (which lxcfs may have adapted) and the visible cgroup limit."""
+    figures = {name: int(value) for name, value in _MEMINFO.findall(read_permitted(root / "proc/meminfo") or "")}
+    total, available = figures.get("MemTotal", 0) * 1024, figures.get("MemAvailable", 0) * 1024
+    limit, used = _visible_limit(root)
+    if limit is not None and limit < total:
+        total, available = limit, min(available, max(0, limit - (used or 0)))
+    return Memory(
+        total=total,
+        available=available,
+        swap_total=figures.get("SwapTotal", 0) * 1024,
+        swap_free=figures.get("SwapFree", 0) * 1024,
+        limit=limit,
+        hugepage_size=figures["Hugepagesize"] * 1024 if "Hugepagesize" in figures else None,
+        hugepages_total=figures.get("HugePages_Total", 0),
+        hugepages_free=figures.get("HugePages_Free", 0),
+    )
+
+
+def _visible_limit(root: Path) -> tuple[int | None, int | None]:
+    """Limit and use of the topmost memory cgroup that can be seen: a whole machine has none there, a host
+    in a namespace has its own. This process's own cgroup does not count: guests are not in it."""
+    for mount in cgroup.mounts(root / "proc"):
+        if mount.version == 2:
+            names = ("memory.max", "memory.current")
+        elif "memory" in mount.controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        limit = read_int(mount.point / names[0])
+        if limit is not None and limit < _NO_LIMIT:
+            return limit, read_int(mount.point / names[1])
+    return None, None
+
+
+def swap_areas(root: Path = _ROOT) -> tuple[SwapArea, ...]:
+    """What the kernel swaps to, in its order."""
+    areas = []
+    for line in (read_permitted(root / "proc/swaps") or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 4:
+            continue
+        name, kind = fields[0], fields[1]
+        if Path(name).name.startswith("zram"):
+            kind = "zram"
+        areas.append(SwapArea(name, kind, int(fields[2]) * 1024, int(fields[3]) * 1024))
+    return tuple(areas)
+
+
+def zswap(root: Path = _ROOT) -> bool | None:
+    """Whether zswap is on; None where this kernel has none."""
+    text = read_permitted(root / "sys/module/zswap/parameters/enabled")
+    return None if text is None else text.strip() in ("Y", "1")
+
+
+def pressure(resource: str, root: Path = _ROOT) -> Pressure | None:
+    """/proc/pressure of `cpu`, `memory` or `io`; None where the kernel keeps none."""
+    return parse_pressure(read_permitted(root / "proc/pressure" / resource) or "")
+
+
+def parse_pressure(text: str) -> Pressure | None:
+    """A pressure stall file's averages; None where it holds no `some` line."""
+    lines = {match[1]: (float(match[2]), float(match[3])) for match in _PRESSURE.finditer(text)}
+    if "some" not in lines:
+        return None
+    return Pressure(*lines["some"], *lines.get("full", (None, None)))

@@ -1,0 +1,84 @@
+"""QEMU processes: which one is which guest's, and what the kernel says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvmctl.host import cgroup
+from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted
+from kvmctl.model.sample import ProcessSample
+
+_PROC = Path("/proc")
+_STATUS_FIGURE = re.compile(r"^(VmRSS|VmSwap):\s+(\d+) kB$", re.MULTILINE)
+_KSM_FIGURE = re.compile(r"^(ksm_merging_pages|ksm_process_profit|ksm_rmap_items) (-?\d+)$", re.MULTILINE)
+_RMAP_ITEM = 64
+"""Bytes that the kernel keeps for each page it follows; its own `ksm_process_profit` counts them so."""
+
+
+def find_guests(uuids: Iterable[str], proc: Path = _PROC) -> dict[str, int]:
+    """The QEMU process of each guest, by UUID, from one scan of all processes; absent where none runs.
+
+    Any user may start a program that bears a guest's UUID, or a migration may run both its ends here:
+    where several do, the one in a guest's control group is taken, which only libvirt can have made.
+    """
+    wanted = {uuid.lower(): uuid for uuid in uuids}
+    found: dict[str, list[int]] = {}
+    for directory in proc.iterdir() if wanted else ():
+        if directory.name.isdigit() and (uuid := wanted.get(_uuid_of(directory))):
+            found.setdefault(uuid, []).append(int(directory.name))
+    visible = cgroup.mounts(proc) if any(len(pids) > 1 for pids in found.values()) else ()
+    return {uuid: _likeliest(pids, proc, visible) for uuid, pids in found.items()}
+
+
+def _uuid_of(directory: Path) -> str:
+    arguments = (read_permitted(directory / "cmdline") or "").split("\0")
+    try:
+        return arguments[arguments.index("-uuid", 1) + 1].lower()
+    except (ValueError, IndexError):
+        return ""
+
+
+def _likeliest(pids: list[int], proc: Path, visible: tuple[cgroup.Mount, ...]) -> int:
+    ordered = sorted(pids)
+    if len(ordered) == 1:
+        return ordered[0]
+    return next((pid for pid in ordered if cgroup.guest_directory(pid, proc, visible)), ordered[0])
+
+
+def sample(pid: int, proc: Path = _PROC, visible: tuple[cgroup.Mount, ...] | None = None) -> ProcessSample | None:
+    """What the kernel says of one guest's process; None when it is gone.
+
+    From `status` and `ksm_stat`: `smaps_rollup` walks all page tables, which takes long on a large guest.
+    `visible` are the cgroup mounts, which a caller with many guests reads once.
+    """
+    directory = proc / str(pid)
+    status = read_permitted(directory / "status")
+    if status is None:
+        return None
+    sizes = {name: int(kib) * 1024 for name, kib in _STATUS_FIGURE.findall(status)}
+    merging, profit = _ksm(directory)
+    cpu = cgroup.read(pid, proc, visible)
+    return ProcessSample(
+        pid=pid,
+        weight=cpu.weight if cpu else None,
+        quota=cpu.quota_cores if cpu else None,
+        rss=sizes.get("VmRSS"),
+        swapped=sizes.get("VmSwap"),
+        ksm_merging_pages=merging,
+        ksm_process_profit=profit,
+    )
+
+
+def _ksm(directory: Path) -> tuple[int | None, int | None]:
+    """`ksm_merging_pages` and `ksm_process_profit`; Linux before 6.4 has the former in a file of its own,
+    and the latter's formula is profit = merging · page size - rmap items · 64."""
+    figures = {name: int(value) for name, value in _KSM_FIGURE.findall(read_permitted(directory / "ksm_stat") or "")}
+    merging = figures.get("ksm_merging_pages")
+    if merging is None:
+        merging = read_int(directory / "ksm_merging_pages")
+    profit = figures.get("ksm_process_profit")
+    if profit is None and merging is not None and "ksm_rmap_items" in figures:
+        profit = merging * PAGE_SIZE - figures["ksm_rmap_items"] * _RMAP_ITEM
+    return merging, profit
