@@ -1,0 +1,87 @@
+"""What is reserved is never more than there is, and the refusal shows the sum."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmctl.model.sample import Promise
+from kvmctl.model.units import GIB, MIB
+from kvmctl.policy.admission import admit_cpu, admit_memory
+from kvmctl.policy.memory import host_reserve
+
+pytestmark = pytest.mark.unit
+
+
+def cpu(reservation: float) -> Promise:
+    return Promise(1000, math.inf, reservation, 10, 0, sharing=True, swap=True)
+
+
+def memory(reservation: int) -> Promise:
+    return Promise(1000, math.inf, 0.0, 10, reservation, sharing=True, swap=True)
+
+
+def test_a_refusal_shows_the_sum() -> None:
+    verdict = admit_cpu({"web1": cpu(0.5), "web2": cpu(1.0), "idle": cpu(0.0)}, {"new": cpu(1.0)}, 2.0)
+    assert not verdict.admitted
+    assert (verdict.sum, verdict.capacity) == (2.5, 2.0)
+    assert verdict.arithmetic == "web1 0.5 + web2 1 + new 1 = 2.5 > 2 cores"
+
+
+def test_what_fits_exactly_is_admitted() -> None:
+    verdict = admit_cpu({"web1": cpu(0.5)}, {"new": cpu(1.5)}, 2.0)
+    assert verdict.admitted
+    assert verdict.arithmetic == "web1 0.5 + new 1.5 = 2 <= 2 cores"
+
+
+def test_floats_refuse_nobody() -> None:
+    running = {f"g{number}": cpu(0.1) for number in range(19)}
+    assert sum(0.1 for _ in range(20)) > 2.0
+    assert admit_cpu(running, {"new": cpu(0.1)}, 2.0).admitted
+
+
+def test_a_candidate_takes_the_place_of_its_running_self() -> None:
+    verdict = admit_cpu({"web1": cpu(1.5), "web2": cpu(0.5)}, {"web1": cpu(1.0)}, 2.0)
+    assert (verdict.admitted, verdict.sum) == (True, 1.5)
+
+
+def test_what_makes_it_no_worse_is_admitted_on_a_host_that_promised_too_much() -> None:
+    running = {"web1": cpu(2.0), "web2": cpu(1.0)}
+    assert admit_cpu(running, {"web2": cpu(0.5)}, 2.0).admitted
+    assert admit_cpu(running, {"new": cpu(0.0)}, 2.0).admitted
+    assert not admit_cpu(running, {"new": cpu(0.001)}, 2.0).admitted
+
+
+def test_nothing_reserved() -> None:
+    assert admit_cpu({}, {"new": cpu(0.0)}, 2.0).arithmetic == "nothing = 0 <= 2 cores"
+
+
+@given(st.lists(st.integers(0, 4000), max_size=8), st.lists(st.integers(0, 4000), max_size=8), st.integers(1, 16))
+def test_admitted_means_that_the_sum_fits_or_does_not_grow(running: list[int], new: list[int], cores: int) -> None:
+    there = {f"r{number}": cpu(value / 1000) for number, value in enumerate(running)}
+    asked = {f"n{number}": cpu(value / 1000) for number, value in enumerate(new)}
+    expected = sum(running) + sum(new) <= cores * 1000 or not sum(new)
+    assert admit_cpu(there, asked, float(cores)).admitted == expected
+
+
+def test_memory_leaves_the_host_its_reserve() -> None:
+    verdict = admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3 * GIB)}, 4 * GIB)
+    assert not verdict.admitted
+    assert verdict.arithmetic == "web1 1024 + new 3072 = 4096 > 3850 MiB (4096 MiB of the host less 246 that it keeps)"
+    assert admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3850 * MIB - 1 * GIB)}, 4 * GIB).admitted
+    assert not admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3851 * MIB - 1 * GIB)}, 4 * GIB).admitted
+
+
+@pytest.mark.parametrize(
+    ("total", "reserve"),
+    [(0, 0), (1 * GIB, 62), (4 * GIB, 246), (12 * GIB, 574), (28 * GIB, 902), (100 * GIB, 1639)],
+)
+def test_the_hosts_reserve_slides_as_that_of_esxi(total: int, reserve: int) -> None:
+    assert host_reserve(total) == reserve * MIB
+
+
+@given(st.integers(0, 1 << 50), st.integers(0, 1 << 40))
+def test_the_hosts_reserve_grows_with_the_host_and_is_a_small_part(total: int, more: int) -> None:
+    assert host_reserve(total) <= host_reserve(total + more)
+    assert host_reserve(total) <= total * 0.06 + MIB
