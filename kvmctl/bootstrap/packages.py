@@ -1,0 +1,90 @@
+"""Debian packages: which are missing, installing them, and fetching some without installing them."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvmctl.bootstrap.progress import run, step
+from kvmctl.model.errors import KvmctlError
+
+HYPERVISOR = (
+    "libvirt-daemon-system",
+    "libvirt-clients",
+    "qemu-system-x86",
+    "qemu-utils",
+    "dnsmasq-base",
+    "ovmf",
+    "iproute2",
+)
+BUILD = ("libvirt-dev", "pkg-config", "gcc", "libc6-dev")
+"""libvirt's Python binding comes as source."""
+INTERPRETER = ("python3-venv", "python3-dev")
+"""What Debian splits off from its own interpreter; any other interpreter brings it along."""
+
+_APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2")
+
+
+def wanted() -> tuple[str, ...]:
+    """Everything that must be installed, for the interpreter that runs now."""
+    return HYPERVISOR + BUILD + (INTERPRETER if sys.base_prefix == "/usr" else ())
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are not installed. Raises KvmctlError where dpkg is not the package manager."""
+    if not shutil.which("dpkg-query"):
+        raise KvmctlError(
+            "this is no Debian system: dpkg-query is missing",
+            f"install what these Debian packages hold, then kvmctl itself with pip: {' '.join(names)}",
+        )
+    answer = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    installed = {line.split()[0] for line in answer.stdout.splitlines() if line.endswith(" installed")}
+    return [name for name in names if name not in installed]
+
+
+def install(names: Sequence[str]) -> None:
+    """Install packages, without those they only recommend. Raises KvmctlError naming what is missing."""
+    command = f"apt-get update && apt-get install --no-install-recommends {' '.join(names)}"
+    try:
+        update()
+        with step(f"Installing {len(names)} Debian packages ({', '.join(names)})"):
+            run([*_APT, "install", "--no-install-recommends", *names], {"DEBIAN_FRONTEND": "noninteractive"})
+    except KvmctlError as error:
+        raise KvmctlError(
+            f"{error.message}\nThese Debian packages are missing and could not be installed: {' '.join(names)}",
+            f"make the package sources reachable, then run this again, or by hand: {command}",
+        ) from error
+
+
+def update() -> None:
+    """Fetch the lists of the package sources."""
+    with step("Fetching the lists of Debian packages"):
+        run([*_APT, "update"])
+
+
+def depended_on(metapackage: str, pattern: str) -> str:
+    """The package that a metapackage stands for now: the first it depends on that matches `pattern`."""
+    description = run(["apt-cache", "show", "--no-all-versions", metapackage])
+    match = re.search(rf"^Depends:.*?({pattern})", description, re.MULTILINE)
+    if not match:
+        raise KvmctlError(f"the package sources of this machine have no {metapackage}")
+    return match[1]
+
+
+def download(names: Sequence[str], folder: Path) -> list[Path]:
+    """Fetch packages into `folder`, in the order of `names`, without installing anything."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch, step(f"Fetching {', '.join(names)}"):
+        # apt would drop to a user of its own, who cannot write into a folder that only root may fill.
+        run([*_APT, "-o", "APT::Sandbox::User=root", "download", *names], folder=Path(scratch))
+        files = [next(Path(scratch).glob(f"{name}_*.deb")) for name in names]
+        return [file.replace(folder / file.name) for file in files]
