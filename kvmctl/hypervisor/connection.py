@@ -46,11 +46,14 @@ class Hypervisor:
         self.close()
 
 
-def open_hypervisor(uri: str | None = None) -> Hypervisor:
+def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:
     """Open `uri`, or LIBVIRT_DEFAULT_URI, or the first hypervisor of this machine that answers.
 
-    Raises UnreachableError where none does, UsageError for a URI that libvirt cannot read.
+    With `events` the connection serves libvirt's event loop, which its user then has to run.
+    Raises UnreachableError where none answers, UsageError for a URI that libvirt cannot read.
     """
+    if events:
+        libvirt.virEventRegisterDefaultImpl()
     wanted = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
     if wanted:
         return Hypervisor(_open(wanted))

@@ -1,5 +1,6 @@
 """Domains: looked up by name, read in bulk, defined, started, stopped."""
 
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -79,6 +80,22 @@ def samples_with_domains(hypervisor: Hypervisor, measure: bool = False) -> list[
             for domain, stats in records
         ]
     return sorted(pairs, key=lambda pair: pair[0].name)
+
+
+def sample_one(domain: Any) -> GuestSample:
+    """One guest, with its balloon statistics where its hypervisor has them."""
+    sample = _sample_one(domain)
+    if sample.state != "running":
+        return sample
+    try:
+        stats = domain.memoryStats()
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            raise translate(error, f"read guest {sample.name}") from error
+        return sample
+    names = {"actual": "current", "last_update": "last-update"}
+    found = {f"balloon.{names.get(key, key)}": value for key, value in stats.items()}
+    return replace(sample, balloon=replace(_balloon(found), maximum=sample.balloon.maximum))
 
 
 def _sample(domain: Any, stats: dict[str, Any]) -> GuestSample:

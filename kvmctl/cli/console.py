@@ -1,0 +1,46 @@
+"""`kvmctl console`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_guests
+from kvmctl.cli.output import note
+
+
+@click.command()
+@click.argument("name", metavar="NAME", shell_complete=complete_guests)
+@click.option("--force", is_flag=True, help="Take the console from whoever has it.")
+@pass_app
+def console(app: App, name: str, force: bool) -> None:
+    """Connect this terminal to a guest's serial console; Ctrl-] leaves.
+
+    \b
+    Example:
+      kvmctl console web1
+    """
+    import termios
+    import tty
+
+    from kvmctl.hypervisor import console as serial
+    from kvmctl.hypervisor import domains
+    from kvmctl.model.errors import ConflictError, UsageError
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("a console needs a terminal", "run it from a shell, without pipes")
+    hypervisor = app.hypervisor(events=True)
+    domain = domains.find(hypervisor, name)
+    if (found := domains.state(domain)) not in ("running", "paused"):
+        raise ConflictError(f"guest {name} is {found}, so it has no console", f"kvmctl start {name}")
+    note(app, f"connected to {name}; Ctrl-] leaves")
+    source = sys.stdin.fileno()
+    before = termios.tcgetattr(source)
+    try:
+        tty.setraw(source)
+        ended = serial.attach(hypervisor, domain, source, sys.stdout.fileno(), force)
+    finally:
+        termios.tcsetattr(source, termios.TCSADRAIN, before)
+    note(app, f"\n{ended}: the console of {name} is closed")

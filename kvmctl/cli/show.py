@@ -1,0 +1,109 @@
+"""show, spec and xml: one guest, for people, as a guest file, as libvirt has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_guests
+from kvmctl.cli.output import emit_document, one_line
+from kvmctl.model.units import human_size
+
+_name = click.argument("name", metavar="NAME", shell_complete=complete_guests)
+
+
+@click.command()
+@_name
+@pass_app
+def show(app: App, name: str) -> None:
+    """Show one guest: its state, promises, devices, and what waits for its next start.
+
+    \b
+    Example:
+      kvmctl show web1
+      kvmctl -o json show web1
+    """
+    from kvmctl.control.inspect import inspect
+
+    facts = inspect(app.hypervisor(), name)
+    if app.output == "name":
+        click.echo(facts["name"])
+    elif app.output == "table":
+        for line in _lines(facts):
+            click.echo(line)
+    else:
+        emit_document(app, facts)
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("name", "uuid", "state", "autostart", "persistent"):
+        yield _line(0, key, facts[key])
+    memory = facts["memory_now"]
+    yield _line(0, "memory now", f"{human_size(memory['balloon'])} of {human_size(memory['max'])}")
+    yield _line(0, "resident", human_size(memory["resident"]))
+    yield from _tree(0, {key: value for key, value in facts["spec"].items() if key != "name"})
+    for change in facts["pending_restart"]:
+        yield f"pending restart: {change['field']}: {change['running']} now, {change['stored']} from the next start"
+    for text in facts["beyond_the_guest_file"]:
+        yield f"not in the guest file: {one_line(text)}"
+
+
+def _tree(depth: int, value: Mapping[str, Any]) -> Iterator[str]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield _line(depth, key, "")
+            yield from _tree(depth + 1, item)
+        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+            yield _line(depth, key, "")
+            for entry in item:
+                yield "  " * (depth + 1) + "- " + ", ".join(f"{k} {one_line(str(v))}" for k, v in entry.items())
+        else:
+            yield _line(depth, key, ", ".join(map(str, item)) if isinstance(item, list) else item)
+
+
+def _line(depth: int, key: str, value: object) -> str:
+    shown = {True: "yes", False: "no", None: "-"}.get(value, value) if isinstance(value, bool | None) else value
+    return f"{'  ' * depth}{key + ':':<{18 - 2 * depth}}{one_line(str(shown))}".rstrip()
+
+
+@click.command()
+@_name
+@pass_app
+def spec(app: App, name: str) -> None:
+    """Print a guest as a guest file that applies with no change.
+
+    What the file cannot express stands above the guest as comments; applying the file leaves it alone.
+
+    \b
+    Example:
+      kvmctl spec web1 > web1.yaml
+    """
+    from kvmctl.control.inspect import described
+    from kvmctl.model.guestfile import as_data, dump
+
+    found, unexpressed = described(app.hypervisor(), name)
+    if app.output == "json":
+        emit_document(app, {"project": found.project, "guests": [as_data(found)], "unexpressed": list(unexpressed)})
+        return
+    comments = {name: [f"not expressed here, and kept as it is: {text}" for text in unexpressed]}
+    click.echo(dump([found], project=found.project, comments=comments), nl=False)
+
+
+@click.command()
+@_name
+@click.option("--live", is_flag=True, help="What it runs with now, instead of what it starts from next.")
+@pass_app
+def xml(app: App, name: str, live: bool) -> None:
+    """Print a guest's domain XML, without passwords.
+
+    \b
+    Example:
+      kvmctl xml web1
+    """
+    from kvmctl.hypervisor import domains
+
+    domain = domains.find(app.hypervisor(), name)
+    click.echo(domains.live_definition(domain) if live else domains.definition(domain), nl=False)

@@ -1,0 +1,65 @@
+"""Admission: no guest is promised what the host cannot keep for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from kvmctl.control.plan import GuestPlan
+from kvmctl.control.select import Guest
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.errors import doing
+from kvmctl.model.errors import RefusedError
+from kvmctl.model.sample import Promise
+from kvmctl.model.units import MIB
+from kvmctl.policy.admission import admit_cpu, admit_memory
+from kvmctl.policy.diff import overlay
+from kvmctl.policy.promise import promise_of
+from kvmctl.xml.metadata import promise
+
+ACTIVE = ("running", "paused", "suspended", "stopping")
+
+
+def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
+    """Raise RefusedError if the reservations of all guests would not fit once these have been started."""
+    candidates = {
+        sample.name: promise(domains.definition(domain), sample.vcpus)
+        for sample, domain in guests
+        if sample.state not in ACTIVE
+    }
+    _admit(hypervisor, candidates, force, warn)
+
+
+def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool, warn: Callable[[str], None]) -> None:
+    """Raise RefusedError if the reservations of all guests would not fit once these plans are applied."""
+    candidates = {}
+    for plan in plans:
+        after = overlay(plan.current, plan.desired) if plan.current else plan.desired
+        if plan.changes and (plan.brings_to or plan.live is not None):
+            candidates[plan.name] = promise_of(after)
+    _admit(hypervisor, candidates, force, warn)
+
+
+def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: bool, warn: Callable[[str], None]) -> None:
+    if not any(c.cpu_reservation or c.memory_reservation for c in candidates.values()):
+        return
+    running = {
+        sample.name: promise(domains.definition(domain), sample.vcpus)
+        for sample, domain in domains.samples_with_domains(hypervisor)
+        if sample.state in ACTIVE
+    }
+    with doing("ask the host for its size"):
+        info = hypervisor.connection.getInfo()
+    cpu = admit_cpu(running, candidates, info[2])
+    memory = admit_memory(running, candidates, info[1] * MIB)
+    refused = [f"CPU reservations: {cpu.arithmetic}"] if not cpu.admitted else []
+    refused += [f"memory reservations: {memory.arithmetic}"] if not memory.admitted else []
+    if not refused:
+        return
+    if not force:
+        raise RefusedError(
+            "this host cannot keep what would be promised:\n  " + "\n  ".join(refused),
+            "lower a reservation, stop a guest, or use --force to break the promise knowingly",
+        )
+    for line in refused:
+        warn(f"forced, so promises will not be kept: {line}")

@@ -1,0 +1,134 @@
+"""Deleting guests: the definition goes, a disk only when it was asked for and nobody else needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kvmctl.control.lifecycle import Deed
+from kvmctl.control.resolve import DEFAULT_POOL
+from kvmctl.control.select import Guest
+from kvmctl.hypervisor import domains, storage
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.storage import Volume
+from kvmctl.model.errors import ConflictError, KvmctlError
+from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.xml.images import images
+from kvmctl.xml.parse import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one image of a deleted guest. `size` is the bytes it takes, None where unknown."""
+
+    path: str
+    size: int | None
+    delete: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A guest that is to be deleted, with the fate of each of its images."""
+
+    guest: Guest
+    fates: tuple[Fate, ...]
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self.guest[0].name
+
+
+def plan(hypervisor: Hypervisor, guests: Sequence[Guest], disks: bool) -> list[Removal]:
+    """What deleting these guests would do. Only with `disks` does any image but our own seeds go."""
+    leaving = {sample.name for sample, _domain in guests}
+    used = _used_by_others(hypervisor, leaving)
+    volumes = {volume.path: volume for volume in storage.all_volumes(hypervisor)}
+    removals = []
+    for guest in guests:
+        spec = parse(domains.definition(guest[1])).spec
+        removals.append(Removal(guest, tuple(_fates(spec, disks, used, volumes))))
+    doomed = {fate.path for removal in removals for fate in removal.fates if fate.delete}
+    overlays = {
+        volume.backing: volume.path for volume in volumes.values() if volume.backing and volume.path not in doomed
+    }
+    return [_spare_bases(removal, overlays) for removal in removals]
+
+
+def _used_by_others(hypervisor: Hypervisor, leaving: set[str]) -> dict[str, str]:
+    used: dict[str, str] = {}
+    for domain in domains.domains(hypervisor):
+        if domain.name() in leaving:
+            continue
+        texts = [domains.definition(domain)]
+        if domain.isActive():
+            texts.append(domains.live_definition(domain))
+        for text in texts:
+            used |= dict.fromkeys(images(text), domain.name())
+    return used
+
+
+def _fates(spec: GuestSpec, disks: bool, used: dict[str, str], volumes: dict[str, Volume]) -> Iterator[Fate]:
+    for disk in spec.disks or ():
+        if disk.path:
+            volume = volumes.get(disk.path)
+            size = volume.allocation if volume else None
+            reason = _reason_to_keep(disk, disks, used, volume)
+            yield Fate(disk.path, size, not reason, reason)
+    if spec.boot.iso:
+        yield Fate(spec.boot.iso, None, False, "an ISO image")
+    seed = spec.cloud_init.seed if spec.cloud_init else None
+    if seed and seed in volumes:
+        ours = re.fullmatch(re.escape(spec.name) + r"-seed-[0-9a-f]{12}\.iso", volumes[seed].name)
+        ours_alone = ours is not None and volumes[seed].pool == DEFAULT_POOL and seed not in used
+        yield Fate(seed, volumes[seed].allocation, ours_alone, "" if ours_alone else "not made by kvmctl")
+
+
+def _reason_to_keep(disk: DiskSpec, disks: bool, used: dict[str, str], volume: Volume | None) -> str:
+    if disk.device == "cdrom":
+        return "a CD-ROM image"
+    if disk.read_only:
+        return "attached read-only"
+    if volume is None:
+        return "not a volume of an active storage pool"
+    user = used.get(volume.path) or used.get(f"{volume.pool}/{volume.name}")
+    if user:
+        return f"guest {user} uses it"
+    return "" if disks else "kept unless --disks is given"
+
+
+def _spare_bases(removal: Removal, overlays: dict[str, str]) -> Removal:
+    fates = tuple(
+        Fate(fate.path, fate.size, False, f"{overlays[fate.path]} overlays it")
+        if fate.delete and fate.path in overlays
+        else fate
+        for fate in removal.fates
+    )
+    return Removal(removal.guest, fates)
+
+
+def remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
+    """Delete one guest. A guest that runs is refused with ConflictError, or powered off with `force`."""
+    sample, domain = removal.guest
+    state = domains.state(domain)
+    if state not in ("stopped", "crashed"):
+        if not force:
+            raise ConflictError(
+                f"guest {sample.name} is {state}", f"kvmctl stop {sample.name} first, or --force to power it off"
+            )
+        domains.power_off(domain)
+    if sample.name in domains.names(hypervisor):  # a transient guest is gone with its power
+        domains.undefine(domain)
+    gone, failed = [], []
+    for fate in removal.fates:
+        if fate.delete:
+            try:
+                storage.delete(hypervisor, fate.path)
+                gone.append(fate.path)
+            except KvmctlError as error:
+                failed.append(error.message)
+    if failed:
+        raise KvmctlError(f"guest {sample.name} is deleted, but " + "; ".join(failed))
+    return Deed(sample.name, "changed", "deleted" + (f", with {', '.join(gone)}" if gone else ""))

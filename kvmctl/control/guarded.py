@@ -1,0 +1,25 @@
+"""What every change of guests has around it: the lock before, the weights after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kvmctl.control.weights import renew
+from kvmctl.host.lock import lock
+from kvmctl.hypervisor.connection import Hypervisor
+
+LOCK_WAIT = 10.0
+"""Seconds that a person's command waits for another kvmctl before it gives up with exit 9."""
+
+
+@contextmanager
+def guarded(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Iterator[None]:
+    """Hold the hypervisor's lock; afterwards every running guest gets the weight that its share is now worth."""
+    with lock(hypervisor.uri, LOCK_WAIT):
+        try:
+            yield
+        finally:
+            for outcome in renew(hypervisor):
+                if outcome.result == "not applied":
+                    warn(f"weight of guest {outcome.change.guest}: {outcome.reason}")

@@ -1,0 +1,59 @@
+"""Everything about one guest, read and put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.guestfile import as_data
+from kvmctl.model.spec import GuestSpec
+from kvmctl.policy.diff import FOLLOWED_LIVE, LIVE, diff
+from kvmctl.xml.parse import Parsed, parse
+
+
+def described(hypervisor: Hypervisor, name: str) -> tuple[GuestSpec, tuple[str, ...]]:
+    """The guest's definition as a spec, and what a guest file cannot say of it. Raises NotFoundError."""
+    domain = domains.find(hypervisor, name)
+    parsed = _parsed(domain)
+    return parsed.spec, parsed.unexpressed
+
+
+def _parsed(domain: Any) -> Parsed:
+    parsed = parse(domains.definition(domain))
+    return replace(parsed, spec=replace(parsed.spec, autostart=domains.autostart(domain)))
+
+
+def inspect(hypervisor: Hypervisor, name: str) -> dict[str, Any]:
+    """One guest as a document with stable keys: sizes in bytes, except in `spec`, which is as the guest file."""
+    domain = domains.find(hypervisor, name)
+    sample = domains.sample_one(domain)
+    parsed = _parsed(domain)
+    return {
+        "name": sample.name,
+        "uuid": sample.uuid,
+        "state": sample.state,
+        "autostart": parsed.spec.autostart,
+        "persistent": bool(domain.isPersistent()),
+        "memory_now": {
+            "balloon": sample.balloon.current,
+            "max": sample.balloon.maximum,
+            "resident": sample.balloon.rss,
+        },
+        "spec": as_data(parsed.spec),
+        "pending_restart": pending(domain, parsed.spec),
+        "beyond_the_guest_file": list(parsed.unexpressed),
+    }
+
+
+def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
+    """Fields whose stored value a running guest does not have yet."""
+    if domains.state(domain) not in ("running", "paused", "suspended"):
+        return []
+    running = parse(domains.live_definition(domain)).spec
+    return [
+        {"field": change.field, "running": change.old, "stored": change.new}
+        for change in diff(replace(stored, autostart=None), running)
+        if change.field in FOLLOWED_LIVE or change.field not in LIVE
+    ]

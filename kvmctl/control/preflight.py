@@ -1,0 +1,59 @@
+"""What would make a guest fail later, found before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmctl.control.resolve import VolumePlan
+from kvmctl.host import access
+from kvmctl.hypervisor import networks
+from kvmctl.hypervisor.capabilities import qemu_user
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
+from kvmctl.model.spec import GuestSpec
+
+
+def problems(
+    hypervisor: Hypervisor, spec: GuestSpec, volumes: tuple[VolumePlan, ...], capabilities: str, starts: bool
+) -> Iterator[KvmctlError]:
+    """Everything that stands in the way of what `spec` says, in its own order."""
+    if hypervisor.local:
+        yield from _files(spec, {volume.path for volume in volumes}, qemu_user(capabilities))
+    for nic in spec.nics or ():
+        if nic.network:
+            yield from _network(hypervisor, spec.name, nic.network, starts)
+        if nic.bridge and hypervisor.local and not access.exists(f"/sys/class/net/{nic.bridge}/bridge"):
+            yield NotFoundError(
+                f"guest {spec.name}: there is no bridge {nic.bridge!r} on this host",
+                f"make it: ip link add {nic.bridge} type bridge",
+            )
+
+
+def _files(spec: GuestSpec, to_be_made: set[str], user: tuple[int, int] | None) -> Iterator[KvmctlError]:
+    named = [("kernel", spec.boot.kernel), ("initrd", spec.boot.initrd), ("ISO image", spec.boot.iso)]
+    named += [("disk", disk.path) for disk in spec.disks or ()]
+    for what, path in named:
+        if not path or path in to_be_made:
+            continue
+        if not access.exists(path):
+            yield NotFoundError(
+                f"guest {spec.name}: the {what} {path} does not exist", "check the path in the guest file"
+            )
+        elif user and (folder := access.closed_folder(path, *user)):
+            name = access.user_name(user[0])
+            yield RefusedError(
+                f"guest {spec.name}: QEMU runs as {name}, who may not enter {folder}: it cannot read the {what} {path}",
+                f"move it to a folder that {name} can enter, such as /var/lib/libvirt/images",
+            )
+
+
+def _network(hypervisor: Hypervisor, guest: str, name: str, starts: bool) -> Iterator[KvmctlError]:
+    active = networks.is_active(hypervisor, name)
+    if active is None:
+        known = ", ".join(networks.names(hypervisor)) or "none"
+        yield NotFoundError(f"guest {guest}: there is no network {name!r} (known: {known})", "virsh net-list --all")
+    elif not active and starts:
+        yield ConflictError(
+            f"guest {guest}: network {name!r} is not active, so the guest cannot start",
+            f"start it: virsh net-start {name}",
+        )

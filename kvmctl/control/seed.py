@@ -1,0 +1,84 @@
+"""The NoCloud seed: what cloud-init in a guest reads at its first start."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmctl.model.errors import NotFoundError, UsageError
+from kvmctl.model.spec import CloudInitSpec
+
+MAX_FILE = 1 << 20
+KEY_TYPES = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The files of a seed, and the SHA-256 over their content as hex."""
+
+    files: tuple[tuple[str, bytes], ...]
+    digest: str
+
+
+def compose(guest: str, spec: CloudInitSpec) -> Seed:
+    """Read the files that `spec` names and make the seed's. Raises NotFoundError, UsageError."""
+    import yaml
+
+    user_data = _read(spec.user_data) if spec.user_data else _cloud_config(guest, spec)
+    parts = {"user-data": user_data}
+    if spec.network_config:
+        parts["network-config"] = _read(spec.network_config)
+    digest = hashlib.sha256(b"\0".join(name.encode() + b"\0" + data for name, data in parts.items())).hexdigest()
+    # cloud-init acts on a seed once per instance-id: other content has to be another instance.
+    meta = {"instance-id": f"{guest}-{digest[:12]}", "local-hostname": spec.hostname or guest}
+    parts["meta-data"] = yaml.safe_dump(meta, sort_keys=False).encode()
+    return Seed(tuple(parts.items()), digest)
+
+
+def _cloud_config(guest: str, spec: CloudInitSpec) -> bytes:
+    import yaml
+
+    keys = [_key(key) for key in spec.ssh_keys]
+    config: dict[str, object] = {"hostname": spec.hostname or guest}
+    if spec.user:
+        user: dict[str, object] = {"name": spec.user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL"}
+        config["users"] = ["default", user | ({"ssh_authorized_keys": keys} if keys else {})]
+    elif keys:
+        config["ssh_authorized_keys"] = keys
+    return b"#cloud-config\n" + yaml.safe_dump(config, sort_keys=False).encode()
+
+
+def _key(key: str) -> str:
+    if key.startswith("/"):
+        text = _read(key).decode(errors="replace").strip()
+        if not text.startswith(KEY_TYPES):
+            raise UsageError(f"{key} does not hold a public SSH key", "name the .pub file")
+        return text
+    return key
+
+
+def _read(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise NotFoundError(f"cannot read {path} for cloud-init: {error.strerror}") from error
+    if len(data) > MAX_FILE:
+        raise UsageError(f"{path} is larger than 1 MiB, too much for a cloud-init seed")
+    return data
+
+
+def image(seed: Seed) -> bytes:
+    """The ISO 9660 image, labelled `cidata` as NoCloud demands."""
+    import pycdlib
+
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    for index, (name, data) in enumerate(seed.files):
+        iso.add_fp(io.BytesIO(data), len(data), f"/F{index}.;1", rr_name=name, joliet_path=f"/{name}")
+    out = io.BytesIO()
+    iso.write_fp(out)
+    iso.close()
+    return out.getvalue()

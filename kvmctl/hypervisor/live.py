@@ -1,0 +1,98 @@
+"""What a running guest takes at once, and what it has after that. Each call does one thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import libvirt
+
+from kvmctl.hypervisor.errors import doing
+from kvmctl.model.units import KIB
+
+QUOTA_PERIOD = 100_000
+"""Microseconds; libvirt's and the kernel's own default."""
+
+
+def set_limit(domain: Any, cores: float) -> None:
+    """Cap the whole guest, its emulator included; infinity takes the cap away."""
+    quota = -1 if math.isinf(cores) else round(cores * QUOTA_PERIOD)
+    with doing(f"limit the CPU of guest {domain.name()}"):
+        values = {"global_period": QUOTA_PERIOD, "global_quota": quota}
+        domain.setSchedulerParametersFlags(values, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def limit(domain: Any) -> float:
+    """The whole guest's cap in cores as it is now; infinity is none."""
+    with doing(f"read the CPU limit of guest {domain.name()}"):
+        values = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    quota, period = values.get("global_quota", 0), values.get("global_period", QUOTA_PERIOD)
+    # Without a quota libvirt answers 2^64/1000, -1 or 0, depending on the cgroup version.
+    return quota / period if 0 < quota < 2**53 else math.inf
+
+
+def set_vcpus(domain: Any, count: int) -> None:
+    """Give the guest that many vCPUs, at most its maximum."""
+    with doing(f"set the vCPUs of guest {domain.name()}"):
+        domain.setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def vcpus(domain: Any) -> int:
+    """How many vCPUs the guest has now."""
+    with doing(f"read the vCPUs of guest {domain.name()}"):
+        return int(domain.vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE))
+
+
+def set_pin(domain: Any, cpus: Collection[int]) -> None:
+    """Let every vCPU run on these host CPUs only; none given means on any."""
+    with doing(f"pin the vCPUs of guest {domain.name()}"):
+        host_cpus = domain.connect().getCPUMap()[0]
+        allowed = tuple(not cpus or cpu in cpus for cpu in range(host_cpus))
+        for vcpu in range(domain.vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)):
+            domain.pinVcpuFlags(vcpu, allowed, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def pin(domain: Any) -> frozenset[int]:
+    """The host CPUs that all of the guest's vCPUs may run on; those of the first where they differ."""
+    with doing(f"read the pinning of guest {domain.name()}"):
+        rows = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return frozenset(cpu for cpu, allowed in enumerate(rows[0]) if allowed)
+
+
+def set_balloon(domain: Any, size: int) -> None:
+    """Ask the guest to have `size` bytes. It follows over seconds, if it has a driver."""
+    with doing(f"set the memory of guest {domain.name()}"):
+        domain.setMemoryFlags(size // KIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def balloon(domain: Any) -> int:
+    """The bytes the guest has now, in its balloon's own words."""
+    with doing(f"read the memory of guest {domain.name()}"):
+        return int(domain.info()[2]) * KIB
+
+
+def has_balloon_driver(domain: Any) -> bool:
+    """Whether a balloon driver in the guest has ever answered."""
+    with doing(f"read the balloon of guest {domain.name()}"):
+        return bool(domain.memoryStats().get("last_update", 0))
+
+
+def set_stats_period(domain: Any, seconds: int) -> None:
+    """Let the balloon driver report every so many seconds."""
+    with doing(f"switch on the memory statistics of guest {domain.name()}"):
+        domain.setMemoryStatsPeriod(seconds, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def set_metadata(domain: Any, element: str | None, key: str, namespace: str) -> None:
+    """Put our metadata element into the running guest's definition; None takes it out."""
+    with doing(f"record the promises of guest {domain.name()}"):
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, key, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def set_description(domain: Any, text: str) -> None:
+    """Put the description into the running guest's definition; the empty text takes it out."""
+    with doing(f"describe guest {domain.name()}"):
+        domain.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, text or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        )

@@ -1,0 +1,195 @@
+"""What has to change for a guest to be what its owner says. Only what is said is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+
+from kvmctl.model import fields
+from kvmctl.model.change import Change, How
+from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
+
+LIVE = frozenset({
+    "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "memory.size", "memory.reservation",
+    "memory.shares", "memory.swap", "autostart", "description", "project",
+})  # fmt: skip
+"""Fields that a running guest takes at once; the rest is stored for its next start."""
+FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin")
+"""Live fields whose running value is compared as well: somebody may have changed it with virsh. The balloon
+is not among them, since moving it is the controller's business, and neither is the weight."""
+NOT_COMPARED = frozenset({"state"})
+
+
+def diff(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None = None) -> tuple[Change, ...]:
+    """The Changes that make `current` say what `desired` says, in the field table's order.
+
+    `current` is the definition the guest starts from next, `live` what it runs with now (None when it is off).
+    """
+    found = [
+        *_scalars(desired, current, live),
+        *_labels(desired, current),
+        *_devices(desired, current, running=live is not None),
+    ]
+    return tuple(found)
+
+
+def _scalars(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> Iterator[Change]:
+    for key, field in fields.FIELDS.items():
+        wanted = fields.get(desired, key)
+        if wanted is None or key in NOT_COMPARED:
+            continue
+        now = fields.get(current, key)
+        if _same(key, wanted, now) and live is not None and key in FOLLOWED_LIVE:
+            now = fields.get(live, key)
+        if _same(key, wanted, now):
+            continue
+        how, reason = _how(key, wanted, current, live)
+        shown = None if now is None else field.show(now)
+        yield Change(desired.name, key, shown, field.show(wanted), "set", how, reason)
+
+
+def _same(key: str, wanted: object, now: object) -> bool:
+    if key == "boot.machine" and isinstance(wanted, str) and isinstance(now, str):
+        return now == wanted or now.startswith({"q35": "pc-q35-", "pc": "pc-i440fx-"}.get(wanted, "\0"))
+    if key == "accelerator" and wanted == "auto":
+        return now is not None
+    if key in ("description", "boot.cmdline"):
+        return (wanted or None) == (now or None)
+    if isinstance(wanted, float) and isinstance(now, float):
+        # A quota holds whole microseconds of a 100 ms period, so 1e-5 cores is as near as it gets.
+        return wanted == now or abs(wanted - now) < 1e-5
+    return wanted == now
+
+
+def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -> tuple[How, str]:
+    if key == "boot.machine" and _family(str(wanted)) != _family(current.boot.machine or ""):
+        return "refused", "the machine type of an existing guest fixes the addresses of its devices"
+    if live is None or key in LIVE:
+        return "live", ""
+    return "restart", "takes effect when the guest is next started"
+
+
+def _family(machine: str) -> str:
+    return "q35" if "q35" in machine else "pc" if machine.startswith("pc") else machine
+
+
+def _labels(desired: GuestSpec, current: GuestSpec) -> Iterator[Change]:
+    if desired.labels is None:
+        return
+    wanted, now = dict(desired.labels), dict(current.labels or ())
+    for key in sorted(wanted.keys() | now.keys()):
+        if wanted.get(key) != now.get(key):
+            yield Change(desired.name, f"labels.{key}", now.get(key), wanted.get(key))
+
+
+def _devices(desired: GuestSpec, current: GuestSpec, running: bool) -> Iterator[Change]:
+    if desired.disks is not None:
+        disks = match_disks(desired.disks, current.disks or ())
+        yield from _list(desired.name, "disks", disks, current.disks or (), running)
+    if desired.nics is not None:
+        nics = match_nics(desired.nics, current.nics or ())
+        yield from _list(desired.name, "nics", nics, current.nics or (), running)
+
+
+Device = DiskSpec | NicSpec
+
+
+def match_disks(wanted: Sequence[DiskSpec], now: Sequence[DiskSpec]) -> list[tuple[DiskSpec, DiskSpec | None]]:
+    """Each wanted disk with the present one of the same target, or of the same path, or None."""
+    left = list(now)
+    pairs: list[tuple[DiskSpec, DiskSpec | None]] = []
+    for disk in wanted:
+        match = next((other for other in left if _is_disk(disk, other)), None)
+        if match is not None:
+            left.remove(match)
+        pairs.append((disk, match))
+    return pairs
+
+
+def _is_disk(wanted: DiskSpec, now: DiskSpec) -> bool:
+    return wanted.target == now.target if wanted.target else wanted.path == now.path
+
+
+def match_nics(wanted: Sequence[NicSpec], now: Sequence[NicSpec]) -> list[tuple[NicSpec, NicSpec | None]]:
+    """Each wanted nic with the present one of the same MAC; those without a MAC by their order."""
+    named = {nic.mac for nic in wanted if nic.mac}
+    rest = [nic for nic in now if nic.mac not in named]
+    by_mac = {nic.mac: nic for nic in now}
+    return [(nic, by_mac.get(nic.mac) if nic.mac else (rest.pop(0) if rest else None)) for nic in wanted]
+
+
+def _list(
+    guest: str, kind: str, pairs: Sequence[tuple[Device, Device | None]], now: Sequence[Device], running: bool
+) -> Iterator[Change]:
+    how: How = "restart" if running else "live"
+    reason = "takes effect when the guest is next started" if running else ""
+    kept = [match for _, match in pairs if match is not None]
+    for index, (wanted, match) in enumerate(pairs):
+        if match is None:
+            yield Change(guest, f"{kind}.{label(wanted, index)}", None, describe(wanted), "add", how, reason)
+            continue
+        for name, old, new in _differences(wanted, match):
+            yield Change(guest, f"{kind}.{label(match, index)}.{name}", old, new, "set", how, reason)
+    for index, device in enumerate(now):
+        if device not in kept:
+            yield Change(guest, f"{kind}.{label(device, index)}", describe(device), None, "remove", how, reason)
+
+
+_OF_VOLUMES = frozenset({"volume", "pool", "size", "base"})
+"""What a volume is made with; a disk in a definition has only the path that came of it."""
+
+
+def _differences(wanted: Device, now: Device) -> Iterator[tuple[str, object, object]]:
+    for field in dataclass_fields(wanted):
+        new, old = getattr(wanted, field.name), getattr(now, field.name)
+        if new is None or field.name in _OF_VOLUMES or new == old or (new is False and old is None):
+            continue
+        yield field.name.replace("_", "-"), old, new
+
+
+def label(device: Device, index: int) -> str:
+    """How a report names a device: its target or MAC, else its place in the list."""
+    return (device.target if isinstance(device, DiskSpec) else device.mac) or str(index)
+
+
+def describe(device: Device) -> str:
+    """A device in a few words, for a report."""
+    if isinstance(device, DiskSpec):
+        return device.path or f"{device.pool or 'default'}/{device.volume}"
+    return f"network {device.network}" if device.network else f"bridge {device.bridge}" if device.bridge else "user"
+
+
+def resolve_levels(desired: GuestSpec, current: GuestSpec) -> GuestSpec:
+    """Shares as numbers, from the vCPUs and size the guest is to have; a size above the maximum raises it."""
+    from kvmctl.model.spec import cpu_shares, memory_shares
+
+    cpu, memory = desired.cpu, desired.memory
+    if isinstance(cpu.shares, str):
+        count = cpu.count or current.cpu.count or 1
+        cpu = replace(cpu, shares=cpu_shares(cpu.shares, count))
+    if isinstance(memory.shares, str):
+        size = memory.size or current.memory.size or 0
+        memory = replace(memory, shares=memory_shares(memory.shares, size))
+    maximum = memory.max or current.memory.max or current.memory.size
+    if memory.size and maximum and memory.size > maximum:
+        memory = replace(memory, max=memory.size)
+    maximum_cpus = cpu.max or current.cpu.max or current.cpu.count
+    if cpu.count and maximum_cpus and cpu.count > maximum_cpus:
+        cpu = replace(cpu, max=cpu.count)
+    return replace(desired, cpu=cpu, memory=memory)
+
+
+def overlay(base: GuestSpec, over: GuestSpec) -> GuestSpec:
+    """`base` with everything that `over` says."""
+    said: dict[str, object] = {}
+    for field in dataclass_fields(over):
+        below, above = getattr(base, field.name), getattr(over, field.name)
+        if above is None:
+            continue
+        if field.name in ("cpu", "memory", "boot"):
+            above = replace(
+                below, **{f.name: v for f in dataclass_fields(above) if (v := getattr(above, f.name)) is not None}
+            )
+        said[field.name] = above
+    return replace(base, **said)  # type: ignore[arg-type]
