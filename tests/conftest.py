@@ -1,0 +1,167 @@
+"""What the tiers share: a hypervisor, guests that are removed again, the command line as a user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from tests.support import PREFIX, Console, Guest
+
+if TYPE_CHECKING:
+    from kvmctl.bootstrap.microguest import MicroGuest
+    from kvmctl.hypervisor.connection import Hypervisor
+
+TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted")
+NEEDS_HYPERVISOR = {"golden", "paused", "booted"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap tiers first; every test belongs to one."""
+    for item in items:
+        if not _tier(item):
+            raise pytest.UsageError(f"{item.nodeid} has no tier: mark it with one of {', '.join(TIERS)}")
+    items.sort(key=lambda item: TIERS.index(_tier(item)))
+
+
+def _tier(item: pytest.Item) -> str:
+    return next((tier for tier in TIERS if item.get_closest_marker(tier)), "")
+
+
+def cannot(reason: str) -> NoReturn:
+    """A tier that cannot run is a failure in CI and a skip elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(f"this tier cannot run: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def hypervisor() -> Iterator[Hypervisor]:
+    """qemu:///system of this machine."""
+    from kvmctl.hypervisor.connection import open_hypervisor
+    from kvmctl.model.errors import UnreachableError
+
+    try:
+        opened = open_hypervisor("qemu:///system")
+    except UnreachableError as error:
+        cannot(error.message)
+    with opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def micro() -> MicroGuest:
+    """Kernel and initramfs of the micro guest."""
+    from kvmctl.bootstrap import microguest
+
+    return microguest.ensure()
+
+
+@pytest.fixture(scope="session")
+def accelerator(micro: MicroGuest) -> str:
+    """`kvm` where the micro guest boots under it, else `tcg`."""
+    from kvmctl.host import accelerator
+
+    return accelerator.resolve(micro.kernel).name
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def make_name(hypervisor: Hypervisor) -> Iterator[Callable[..., str]]:
+    """Names for guests, which are gone again after the test, with their images in the test pool."""
+    given: list[str] = []
+
+    def make(what: str = "guest") -> str:
+        given.append(f"{PREFIX}{what}-{os.getpid()}-{next(_numbers)}")
+        return given[-1]
+
+    yield make
+    for name in given:
+        Guest(hypervisor, name).remove()
+
+
+@pytest.fixture
+def pool(hypervisor: Hypervisor) -> Iterator[tuple[str, Path]]:
+    """An empty storage pool and its folder, which QEMU can enter."""
+    name = f"{PREFIX}pool-{os.getpid()}-{next(_numbers)}"
+    folder = Path("/var/lib/libvirt") / name
+    folder.mkdir(mode=0o711)
+    text = f"<pool type='dir'><name>{name}</name><target><path>{folder}</path></target></pool>"
+    made = hypervisor.connection.storagePoolCreateXML(text)
+    try:
+        yield name, folder
+    finally:
+        made.destroy()
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How one command line ended."""
+
+    args: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """stdout as the one JSON document it is."""
+        return json.loads(self.out)
+
+
+Kvmctl = Callable[..., Ran]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The state directory of the command line under test."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def kvmctl(state: Path, tmp_path: Path) -> Kvmctl:
+    """The command line in a process of its own; fails unless it ends with the expected code."""
+
+    def run(*args: object, code: int | None = 0, stdin: str | bytes = "", env: dict[str, str] | None = None) -> Ran:
+        words = tuple(map(str, args))
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmctl", *words],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            timeout=300,
+            env=environment(state, tmp_path / "run") | (env or {}),
+            check=False,
+        )
+        ran = Ran(words, done.returncode, done.stdout.decode(), done.stderr.decode())
+        assert "Traceback" not in ran.err, ran.err
+        assert code is None or ran.code == code, f"{words}: exit {ran.code}, not {code}\n{ran.out}\n{ran.err}"
+        return ran
+
+    return run
+
+
+def environment(state: Path, run: Path) -> dict[str, str]:
+    """An environment in which kvmctl keeps its state and locks to itself."""
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    root = str(Path(__file__).parent.parent)
+    return kept | {"KVMCTL_STATE_DIR": str(state), "KVMCTL_RUN_DIR": str(run), "PYTHONPATH": root}
+
+
+@pytest.fixture
+def console() -> Iterator[Callable[[Guest], Console]]:
+    """Serial consoles of booted micro guests, closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda guest: stack.enter_context(Console(guest))
