@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmctl.host.files import read_int, read_permitted
+from kvmctl.model.cpuset import parse_cpuset
 
 _ROOT = Path("/")
 _CPUS = "sys/devices/system/cpu"
@@ -38,7 +39,7 @@ class Cpu:
 def read(root: Path = _ROOT) -> Cpu:
     """The CPUs as the kernel describes them."""
     info = _cpuinfo(root)
-    online = cpu_list(read_permitted(root / _CPUS / "online") or "")
+    online = _ids(root / _CPUS / "online")
     places = {(_topology(root, cpu, "physical_package_id"), _topology(root, cpu, "core_id")) for cpu in online}
     known = places if None not in {part for place in places for part in place} else set()
     return Cpu(
@@ -49,6 +50,12 @@ def read(root: Path = _ROOT) -> Cpu:
         cores=len(known) or None,
         flags=frozenset((info.get("flags") or info.get("Features") or "").split()),
     )
+
+
+def _ids(path: Path) -> tuple[int, ...]:
+    """A kernel's list such as `0-3,8`; empty where the file is absent or empty."""
+    text = (read_permitted(path) or "").strip()
+    return tuple(sorted(parse_cpuset(text))) if text else ()
 
 
 def _topology(root: Path, cpu: int, name: str) -> int | None:
@@ -62,21 +69,11 @@ def _cpuinfo(root: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
-def cpu_list(text: str) -> tuple[int, ...]:
-    """The kernel's list format, such as `0-3,8`."""
-    found: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            found.extend(range(int(first), int(last or first) + 1))
-    return tuple(found)
-
-
 def base_clock(tsc_hz: int | None = None, root: Path = _ROOT) -> Clock | None:
     """The base clock, from the best source there is; None where no source tells it.
 
     `tsc_hz` is the time stamp counter's frequency, which libvirt's capabilities know. A CPU's
-    present speed is the last resort: it moves.
+    present speed is no source: an amount of CPU must not mean something else tomorrow.
     """
     frequency = root / _CPUS / "cpu0/cpufreq"
     if khz := read_int(frequency / "base_frequency"):
@@ -87,13 +84,26 @@ def base_clock(tsc_hz: int | None = None, root: Path = _ROOT) -> Clock | None:
         return Clock(khz / 1000, "cpufreq/cpuinfo_max_freq")
     if tsc_hz:
         return Clock(tsc_hz / 1e6, "time stamp counter")
-    match = re.match(r"\d+(\.\d+)?", _cpuinfo(root).get("cpu MHz", ""))
-    return Clock(float(match[0]), "/proc/cpuinfo, the present speed") if match and float(match[0]) else None
+    return _constant_clock(_cpuinfo(root))
+
+
+def _constant_clock(info: dict[str, str]) -> Clock | None:
+    """Without `aperfmperf` the kernel cannot measure speed, and shows the clock found at boot."""
+    match = re.match(r"\d+(\.\d+)?", info.get("cpu MHz", ""))
+    if not match or not float(match[0]) or "aperfmperf" in info.get("flags", "").split():
+        return None
+    return Clock(float(match[0]), "/proc/cpuinfo")
+
+
+def base_mhz(root: Path = _ROOT) -> float | None:
+    """The base clock in MHz as far as this machine's own files tell it."""
+    clock = base_clock(root=root)
+    return clock.mhz if clock else None
 
 
 def numa_nodes(root: Path = _ROOT) -> tuple[int, ...]:
     """The NUMA nodes that have memory or CPUs; empty where the kernel knows none."""
-    return cpu_list(read_permitted(root / _NODES / "online") or "")
+    return _ids(root / _NODES / "online")
 
 
 def mitigations(root: Path = _ROOT) -> dict[str, str]:

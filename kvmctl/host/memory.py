@@ -8,25 +8,13 @@ from pathlib import Path
 
 from kvmctl.host import cgroup
 from kvmctl.host.files import read_int, read_permitted
+from kvmctl.model.metrics import Pressure
 
 _ROOT = Path("/")
 _MEMINFO = re.compile(r"^(\S+):\s+(\d+)(?: kB)?$", re.MULTILINE)
-_PRESSURE = re.compile(
-    r"^(some|full) avg10=(\d+\.\d+) avg60=(\d+\.\d+) avg300=(\d+\.\d+) total=(\d+)$",
-    re.MULTILINE,
-)
+_PRESSURE = re.compile(r"^(some|full) avg10=([\d.]+) avg60=([\d.]+) avg300=[\d.]+ total=(\d+)$", re.MULTILINE)
 _NO_LIMIT = 1 << 60
 """cgroup v1 writes "no limit" as the largest number of bytes that its page counter holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """One pressure stall file: percent of the last 10 and 60 seconds in which some, or all, tasks waited."""
-
-    some_avg10: float
-    some_avg60: float
-    full_avg10: float | None = None
-    full_avg60: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +102,8 @@ def pressure(resource: str, root: Path = _ROOT) -> Pressure | None:
 
 
 def parse_pressure(text: str) -> Pressure | None:
-    """A pressure stall file's averages; None where it holds no `some` line."""
-    lines = {match[1]: (float(match[2]), float(match[3])) for match in _PRESSURE.finditer(text)}
+    """A pressure stall file; None where it holds no `some` line."""
+    lines = {match[1]: (float(match[2]), float(match[3]), int(match[4]) / 1e6) for match in _PRESSURE.finditer(text)}
     if "some" not in lines:
         return None
-    return Pressure(*lines["some"], *lines.get("full", (None, None)))
+    return Pressure(*lines["some"], *lines.get("full", (None, None, None)))

@@ -1,0 +1,39 @@
+"""The host, and its guests' processes, as the values that decisions are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kvmctl.host import cgroup, cpu, ksm, memory, process
+from kvmctl.model.sample import GuestSample, HostSample
+
+OFF = ("stopped", "crashed")
+"""States in which a guest has no process."""
+
+
+def host(tsc_hz: int | None = None) -> HostSample:
+    """The host now. `tsc_hz` is the time stamp counter's frequency where libvirt told it."""
+    now = memory.read()
+    clock = cpu.base_clock(tsc_hz)
+    return HostSample(
+        cpus=cpu.read().online,
+        base_mhz=clock.mhz if clock else None,
+        memory_total=now.total,
+        memory_available=now.available,
+        swap_total=now.swap_total,
+        swap_free=now.swap_free,
+        cgroup_version=cgroup.version(),
+        ksm=ksm.sample(),
+    )
+
+
+def with_processes(samples: Sequence[GuestSample]) -> tuple[GuestSample, ...]:
+    """The samples, each running guest's with what the kernel says of its process: one scan of /proc for all.
+
+    A process that cannot be found, or ended meanwhile, leaves `process` None.
+    """
+    pids = process.find_guests(sample.uuid for sample in samples if sample.state not in OFF)
+    visible = cgroup.mounts() if pids else ()
+    found = {uuid: process.sample(pid, visible=visible) for uuid, pid in pids.items()}
+    return tuple(replace(sample, process=found.get(sample.uuid)) for sample in samples)
