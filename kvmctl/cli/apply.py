@@ -16,10 +16,13 @@ from kvmctl.cli.output import Column, emit, note, warn
 from kvmctl.model.errors import EXIT_PENDING, KvmctlError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from kvmctl.control.apply import Applied
-    from kvmctl.control.plan import GuestPlan
+    from kvmctl.control.plan import GuestPlan, Planner
     from kvmctl.hypervisor.connection import Hypervisor
     from kvmctl.model.change import Change, Outcome
+    from kvmctl.model.fields import Context
     from kvmctl.model.spec import GuestFile
 
 _CHANGES = (
@@ -116,7 +119,7 @@ def set_(app: App, name: str, assignments: tuple[str, ...], dry_run: bool, force
         return _report(app, _run(app, hypervisor, [plan]), 1)
 
 
-def _locked(hypervisor: Hypervisor, dry_run: bool):  # type: ignore[no-untyped-def]  # one of two context managers
+def _locked(hypervisor: Hypervisor, dry_run: bool) -> AbstractContextManager[None]:
     from contextlib import nullcontext
 
     from kvmctl.control.guarded import LOCK_WAIT
@@ -126,7 +129,8 @@ def _locked(hypervisor: Hypervisor, dry_run: bool):  # type: ignore[no-untyped-d
 
 
 def _load(files: Sequence[str]) -> GuestFile:
-    from kvmctl.model.guestfile import MAX_BYTES, load
+    from kvmctl.model.document import MAX_BYTES
+    from kvmctl.model.guestfile import load
 
     return load([(name, _read(name, MAX_BYTES + 1)) for name in files], _context())
 
@@ -157,14 +161,14 @@ def _pairs(assignments: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _context():  # type: ignore[no-untyped-def]
+def _context() -> Context:
     from kvmctl.host.cpu import base_mhz
-    from kvmctl.model.values import Context
+    from kvmctl.model.fields import Context
 
     return Context(base_mhz())
 
 
-def _planner(hypervisor: Hypervisor):  # type: ignore[no-untyped-def]
+def _planner(hypervisor: Hypervisor) -> Planner:
     from kvmctl.control.accelerate import accelerator_for
     from kvmctl.control.plan import Planner
 

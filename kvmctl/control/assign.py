@@ -8,8 +8,8 @@ from dataclasses import replace
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model import fields
+from kvmctl.model.fields import Context
 from kvmctl.model.spec import GuestSpec
-from kvmctl.model.values import Context
 from kvmctl.xml.parse import parse
 
 

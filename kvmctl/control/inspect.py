@@ -35,7 +35,7 @@ def inspect(hypervisor: Hypervisor, name: str) -> dict[str, Any]:
         "uuid": sample.uuid,
         "state": sample.state,
         "autostart": parsed.spec.autostart,
-        "persistent": bool(domain.isPersistent()),
+        "persistent": domains.is_persistent(domain),
         "memory_now": {
             "balloon": sample.balloon.current,
             "max": sample.balloon.maximum,

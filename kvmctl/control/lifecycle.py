@@ -149,7 +149,7 @@ def set_autostart(guest: Guest, on: bool) -> Deed:
     """Start the guest with the host, or not. Raises ConflictError for a transient guest."""
     sample, domain = guest
     text = "starts with the host" if on else "does not start with the host"
-    if not domain.isPersistent():
+    if not domains.is_persistent(domain):
         raise ConflictError(f"guest {sample.name} is transient, so it cannot start with the host")
     if domains.autostart(domain) == on:
         return Deed(sample.name, "unchanged", f"{text} already")

@@ -11,11 +11,11 @@ from kvmctl.control.resolve import DEFAULT_POOL, VolumePlan, resolve_disks
 from kvmctl.hypervisor import domains, storage
 from kvmctl.hypervisor.capabilities import capabilities, domain_capabilities
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model import fields
 from kvmctl.model.change import Change
 from kvmctl.model.defaults import fill
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, PartialError, UsageError
 from kvmctl.model.platform import Platform
+from kvmctl.model.rules import check
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import format_size
 from kvmctl.policy.diff import diff, overlay, resolve_levels
@@ -107,7 +107,7 @@ class Planner:
         state = domains.state(domain)
         running = state in ("running", "paused", "suspended")
         live = parse(domains.live_definition(domain)).spec if running else None
-        if not domain.isPersistent():
+        if not domains.is_persistent(domain):
             raise ConflictError(
                 f"guest {spec.name} is transient: it has no definition to change",
                 f"virsh define it from kvmctl xml {spec.name}",
@@ -171,7 +171,7 @@ class Planner:
 def _check_together(desired: GuestSpec, current: GuestSpec) -> None:
     """Refuse what is right by itself but not together with what the guest has already."""
     merged = overlay(current, desired)
-    if problems := fields.check(merged):
+    if problems := check(merged):
         raise UsageError("\n".join(f"guest {desired.name}: {key}: {text}" for key, text in problems))
 
 

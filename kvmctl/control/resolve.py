@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from kvmctl.hypervisor import storage
 from kvmctl.hypervisor.connection import Hypervisor
@@ -13,6 +14,7 @@ from kvmctl.model.spec import DiskSpec, GuestSpec
 
 DEFAULT_POOL = "default"
 _VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", re.ASCII)
+ImageFormat = Literal["qcow2", "raw"]
 _QCOW2_MAGIC = b"QFI\xfb"
 
 
@@ -43,7 +45,7 @@ def resolve_disks(hypervisor: Hypervisor, spec: GuestSpec) -> tuple[GuestSpec, t
             disks.append(_with_format(hypervisor, disk))
             continue
         path, form, plan = _volume(hypervisor, spec.name, disk)
-        disks.append(replace(disk, path=path, format=form))
+        disks.append(replace(disk, path=path, format=cast("ImageFormat | None", form)))
         plans += [plan] if plan else []
     return replace(spec, disks=tuple(disks)), tuple(plans)
 
@@ -83,8 +85,8 @@ def _volume(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> tuple[str, st
     if base and form != "qcow2":
         raise UsageError(f"guest {guest}: volume {name!r} overlays a base, which only qcow2 can")
     path = f"{storage.folder(pool)}/{name}"
-    plan = VolumePlan(pool.name(), name, path, capacity, form, base and base.path, base and (base.format or "raw"))
-    return path, form, plan
+    over = (base.path, base.format or "raw") if base else (None, None)
+    return path, form, VolumePlan(pool.name(), name, path, capacity, form, *over)
 
 
 def _base(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> storage.Volume | None:

@@ -220,6 +220,12 @@ def autostart(domain: Any) -> bool:
         return bool(domain.autostart())
 
 
+def is_persistent(domain: Any) -> bool:
+    """Whether the guest has a definition that outlives its running."""
+    with doing(f"read guest {domain.name()}"):
+        return bool(domain.isPersistent())
+
+
 def set_autostart(domain: Any, on: bool) -> None:
     """Let the guest start with the host, or not."""
     with doing(f"set autostart of guest {domain.name()}"):

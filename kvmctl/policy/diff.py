@@ -12,7 +12,7 @@ from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
 
 LIVE = frozenset({
     "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "memory.size", "memory.reservation",
-    "memory.shares", "memory.swap", "autostart", "description", "project",
+    "memory.shares", "memory.swap", "autostart", "description",
 })  # fmt: skip
 """Fields that a running guest takes at once; the rest is stored for its next start."""
 FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin")
@@ -28,6 +28,7 @@ def diff(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None = None) 
     """
     found = [
         *_scalars(desired, current, live),
+        *_project(desired, current),
         *_labels(desired, current),
         *_devices(desired, current, running=live is not None),
     ]
@@ -72,6 +73,11 @@ def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -
 
 def _family(machine: str) -> str:
     return "q35" if "q35" in machine else "pc" if machine.startswith("pc") else machine
+
+
+def _project(desired: GuestSpec, current: GuestSpec) -> Iterator[Change]:
+    if desired.project is not None and desired.project != current.project:
+        yield Change(desired.name, "project", current.project, desired.project)
 
 
 def _labels(desired: GuestSpec, current: GuestSpec) -> Iterator[Change]:
