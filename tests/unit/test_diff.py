@@ -1,0 +1,109 @@
+"""What differs, how it can be changed, and that deciding twice changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmctl.model.spec import BootSpec, CpuSpec, DiskSpec, GuestSpec, MemorySpec, NicSpec
+from kvmctl.model.units import GIB, MIB
+from kvmctl.policy.diff import diff, overlay, resolve_levels
+
+pytestmark = pytest.mark.unit
+
+NOW = GuestSpec(
+    "web1",
+    cpu=CpuSpec(count=2, max=4, shares=1000, limit=1.5, reservation=0.5, pin=""),
+    memory=MemorySpec(size=GIB, max=2 * GIB, reservation=0, shares=10240, sharing=True, swap=True, hugepages=0),
+    boot=BootSpec(firmware="bios", machine="pc-q35-7.2"),
+    accelerator="tcg",
+    disks=(DiskSpec(path="/a", bus="virtio", target="vda", format="qcow2", device="disk"),),
+    nics=(NicSpec(network="default", model="virtio", mac="52:54:00:00:00:01"),),
+    labels=(("tier", "front"),),
+    autostart=False,
+)
+
+
+def changed(desired: GuestSpec, live: GuestSpec | None = None) -> dict[str, str]:
+    return {change.field: change.how for change in diff(desired, NOW, live)}
+
+
+def test_a_spec_that_says_nothing_changes_nothing() -> None:
+    assert diff(GuestSpec("web1"), NOW, NOW) == ()
+
+
+def test_a_definition_is_what_it_says() -> None:
+    assert diff(NOW, NOW, NOW) == ()
+
+
+@pytest.mark.parametrize(
+    ("desired", "field", "how"),
+    [
+        (GuestSpec("web1", cpu=CpuSpec(limit=1.0)), "cpu.limit", "live"),
+        (GuestSpec("web1", cpu=CpuSpec(max=8)), "cpu.max", "restart"),
+        (GuestSpec("web1", memory=MemorySpec(reservation=MIB)), "memory.reservation", "live"),
+        (GuestSpec("web1", memory=MemorySpec(sharing=False)), "memory.sharing", "restart"),
+        (GuestSpec("web1", boot=BootSpec(machine="pc")), "boot.machine", "refused"),
+        (GuestSpec("web1", labels=()), "labels.tier", "live"),
+        (GuestSpec("web1", disks=()), "disks.vda", "restart"),
+        (
+            GuestSpec("web1", nics=(NicSpec(user=True, mac="52:54:00:00:00:01"),)),
+            "nics.52:54:00:00:00:01.user",
+            "restart",
+        ),
+        (GuestSpec("web1", project="shop"), "project", "live"),
+    ],
+)
+def test_what_a_running_guest_takes_is_live(desired: GuestSpec, field: str, how: str) -> None:
+    assert changed(desired, NOW).get(field) == how
+
+
+def test_everything_but_a_machine_change_is_simply_stored_on_a_guest_that_is_off() -> None:
+    desired = GuestSpec("web1", cpu=CpuSpec(max=8), memory=MemorySpec(sharing=False), disks=())
+    assert set(changed(desired).values()) == {"live"}
+
+
+def test_q35_is_any_version_of_it() -> None:
+    assert changed(GuestSpec("web1", boot=BootSpec(machine="q35"))) == {}
+
+
+def test_a_limit_that_virsh_changed_on_the_running_guest_is_seen() -> None:
+    live = replace(NOW, cpu=replace(NOW.cpu, limit=0.2))
+    assert changed(GuestSpec("web1", cpu=CpuSpec(limit=1.5)), live) == {"cpu.limit": "live"}
+
+
+def test_a_quota_is_only_as_fine_as_the_kernel_is() -> None:
+    assert changed(GuestSpec("web1", cpu=CpuSpec(limit=1.500001))) == {}
+
+
+def test_levels_count_per_vcpu_and_per_mib() -> None:
+    desired = GuestSpec("web1", cpu=CpuSpec(shares="high"), memory=MemorySpec(shares="low"))
+    resolved = resolve_levels(desired, NOW)
+    assert (resolved.cpu.shares, resolved.memory.shares) == (4000, 5120)
+
+
+def test_a_size_above_the_maximum_raises_it() -> None:
+    assert resolve_levels(GuestSpec("web1", memory=MemorySpec(size=4 * GIB)), NOW).memory.max == 4 * GIB
+    assert resolve_levels(GuestSpec("web1", memory=MemorySpec(size=2 * GIB)), NOW).memory.max is None
+
+
+def test_a_nic_without_a_mac_is_matched_by_its_place() -> None:
+    assert changed(GuestSpec("web1", nics=(NicSpec(network="default"),))) == {}
+    assert changed(GuestSpec("web1", nics=(NicSpec(network="default"), NicSpec(user=True)))) == {"nics.1": "live"}
+
+
+def test_a_disk_without_a_target_is_matched_by_its_path() -> None:
+    desired = GuestSpec("web1", disks=(DiskSpec(path="/a", cache="none"),))
+    assert changed(desired, NOW) == {"disks.vda.cache": "restart"}
+
+
+optional = st.none() | st.sampled_from([1, 2, 3])
+
+
+@given(st.builds(CpuSpec, count=optional, max=optional, shares=optional), st.booleans() | st.none())
+def test_what_was_applied_does_not_differ(cpu: CpuSpec, autostart: bool | None) -> None:
+    desired = GuestSpec("web1", cpu=cpu, autostart=autostart)
+    after = overlay(NOW, desired)
+    assert diff(desired, after, after) == ()
+    assert overlay(after, desired) == after
