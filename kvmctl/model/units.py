@@ -2,7 +2,8 @@
 
 import math
 import re
-from fractions import Fraction
+
+from kvmctl.model.wording import quoted
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 
@@ -25,23 +26,26 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is not a size: write a whole number and a unit, such as 512MiB or 2GiB")
+        raise ValueError(f"{quoted(text)} is not a size: write a whole number and a unit, such as 512MiB or 2GiB")
     digits, unit = match.groups()
     if not unit:
-        raise ValueError(f"{text!r} has no unit: write {text}MiB or {text}GiB")
+        raise ValueError(f"{quoted(text)} has no unit: write it as in 512MiB or 2GiB")
     if unit not in _SIZE_UNITS:
-        raise ValueError(f"{text!r} has an unknown unit {unit!r}: known are {', '.join(_SIZE_UNITS)}")
+        raise ValueError(f"{quoted(text)} has an unknown unit {quoted(unit)}: known are {', '.join(_SIZE_UNITS)}")
     if len(digits) > 19 or int(digits) * _SIZE_UNITS[unit] > MAX_SIZE:
-        raise ValueError(f"{text!r} is larger than any host: the most is 1048576TiB")
+        raise ValueError(f"{quoted(text)} is larger than any host: the most is 1048576TiB")
     return int(digits) * _SIZE_UNITS[unit]
 
 
 def format_size(size: int) -> str:
-    """Write bytes exactly, in the largest binary unit that divides them: what `parse_size` reads back."""
+    """Write bytes exactly, in the largest binary unit that divides them: what `parse_size` reads back.
+
+    A size that is not in whole KiB gets a fraction, which `parse_size` refuses rather than misreads.
+    """
     for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
-    return "0MiB" if size == 0 else f"{size / KIB:g}KiB"
+    return "0MiB" if size == 0 else f"{size // KIB}.{size % KIB * 10**10 // KIB:010}".rstrip("0") + "KiB"
 
 
 def human_size(size: int | None) -> str:
@@ -67,15 +71,15 @@ def parse_cores(text: str, base_mhz: float | None = None) -> float:
     """
     match = _CORES.fullmatch(text)
     if not match or len(text) > 20:
-        raise ValueError(f"{text!r} is not an amount of CPU: write cores (1.5), 150%, 2400MHz or 2.4GHz")
-    value, unit = Fraction(match[1]), match[2]
+        raise ValueError(f"{quoted(text)} is not an amount of CPU: write cores (1.5), 150%, 2400MHz or 2.4GHz")
+    value, unit = float(match[1]), match[2]
     if unit == "%":
-        return float(value / 100)
+        return value / 100
     if unit is None:
-        return float(value)
+        return value
     if not base_mhz:
-        raise ValueError(f"{text!r}: this host's base clock is unknown, so write cores (1.5) or percent (150%)")
-    return float(value) * (1000 if unit == "GHz" else 1) / base_mhz
+        raise ValueError(f"{quoted(text)}: this host's base clock is unknown, so write cores (1.5) or percent (150%)")
+    return value * (1000 if unit == "GHz" else 1) / base_mhz
 
 
 def format_cores(cores: float) -> str:

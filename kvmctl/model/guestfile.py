@@ -1,0 +1,133 @@
+"""The guest file: YAML in, specs out, and specs in, YAML out. No file is opened here."""
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from kvmctl.model.declaration import FileReader
+from kvmctl.model.errors import GuestFileError, Problem
+from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, Context, Field, get
+from kvmctl.model.nodes import MAX_PROBLEMS, EnoughError, Faults, NodeReader
+from kvmctl.model.spec import GuestFile, GuestSpec
+
+_HINT = "nothing was done: correct this and run the command again"
+
+
+def load(sources: Sequence[tuple[str, bytes]], context: Context) -> GuestFile:
+    """Read guest files, each given as its name and its content.
+
+    Raises GuestFileError with every fault in all of them, in the order of the files.
+    """
+    faults = Faults()
+    readers = [FileReader(NodeReader(index, name, context, faults)) for index, (name, _) in enumerate(sources)]
+    try:
+        for reader, (_, data) in zip(readers, sources, strict=True):
+            reader.read(data)
+        _check_across(readers)
+        project = _project(readers)
+    except EnoughError:
+        more = Problem(sources[-1][0], 0, 0, f"there are more than the {MAX_PROBLEMS} faults listed")
+        raise GuestFileError([*faults.in_order(), more], _HINT) from None
+    problems = faults.in_order()
+    if problems:
+        raise GuestFileError(problems, _HINT)
+    specs = (declared.spec for reader in readers for declared in reader.declared)
+    return GuestFile(tuple(dataclasses.replace(spec, project=project) for spec in specs), project)
+
+
+def _check_across(readers: Sequence[FileReader]) -> None:
+    """Report the names and MAC addresses that two guests have in common."""
+    names: dict[str, str] = {}
+    addresses: dict[str, tuple[int, str]] = {}
+    every = ((reader.nodes, declared) for reader in readers for declared in reader.declared)
+    for number, (nodes, declared) in enumerate(every):
+        name = declared.spec.name
+        line, column = declared.place("name")
+        here = f"{nodes.file}:{line}"
+        if name in names:
+            nodes.report(line, column, f"a guest named {name} is declared already, at {names[name]}")
+        names.setdefault(name, here)
+        for index, nic in enumerate(declared.spec.nics or ()):
+            owner = addresses.setdefault(nic.mac or "", (number, f"{name} ({here})"))
+            if nic.mac is not None and owner[0] != number:
+                sentence = f"guest {name}: the MAC address {nic.mac} is that of guest {owner[1]} already"
+                nodes.report(*declared.place(f"nics.{index}.mac"), sentence)
+
+
+def _project(readers: Sequence[FileReader]) -> str | None:
+    named = [reader for reader in readers if reader.project is not None]
+    for reader in named[1:]:
+        if reader.project != named[0].project:
+            first = f"{named[0].project}, which {named[0].nodes.file} names"
+            sentence = f"the project {reader.project} is not {first}: the files of one run have one project"
+            reader.nodes.report(*reader.project_place, sentence)
+    return named[0].project if named else None
+
+
+_ORDER = (
+    "name", "description", "labels", "accelerator", "cpu", "memory", "boot", "disks", "nics", "cloud-init",
+    "console", "vnc", "agent", "rng", "autostart", "state",
+)  # fmt: skip
+
+
+def as_data(spec: GuestSpec) -> dict[str, Any]:
+    """What `spec` says, as the guest file writes it: plain values, in the file's order and with its spelling."""
+    data: dict[str, Any] = {"name": spec.name}
+    for key, field in FIELDS.items():
+        group, _, name = key.rpartition(".")
+        if get(spec, key) is not None and group not in ("console", "vnc"):
+            (data.setdefault(group, {}) if group else data)[name] = field.show(get(spec, key))
+    if spec.disks is not None:
+        data["disks"] = [_entry(disk, DISK) for disk in spec.disks]
+    if spec.nics is not None:
+        data["nics"] = [_entry(nic, NIC) for nic in spec.nics]
+    if spec.cloud_init is not None:
+        data["cloud-init"] = _entry(spec.cloud_init, CLOUD_INIT)
+    for group in ("console", "vnc"):
+        if getattr(spec, group) is not None:
+            data[group] = _switch(spec, group)
+    if spec.labels is not None:
+        data["labels"] = dict(spec.labels)
+    return {key: data[key] for key in _ORDER if key in data}
+
+
+def _entry(value: object, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The entry of a list, or the seed: what is said of it."""
+    data = {}
+    for key, field in fields.items():
+        one = getattr(value, key.replace("-", "_"))
+        if one not in (None, ()):
+            data[key] = list(one) if isinstance(one, tuple) else field.show(one)
+    return data
+
+
+def _switch(spec: GuestSpec, group: str) -> bool | dict[str, Any]:
+    """The console or the display: true or false where nothing else differs from what these mean."""
+    value = getattr(spec, group)
+    said = {
+        field.name: FIELDS[f"{group}.{field.name}"].show(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    }
+    return not said if set(said) <= {"enabled"} else said
+
+
+def dump(
+    specs: Sequence[GuestSpec], project: str | None = None, comments: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str:
+    """Write a guest file that `load` reads back to the same specs. `comments` are lines above a guest, by its name."""
+    parts = [] if project is None else [_yaml({"project": project})]
+    parts.append("guests:\n" if specs else "guests: []\n")
+    for spec in specs:
+        lines = [line for text in comments.get(spec.name, ()) for line in text.splitlines()]
+        parts += [f"  # {''.join(c if c.isprintable() else '?' for c in line)}\n" for line in lines]
+        parts.append(textwrap.indent(_yaml([as_data(spec)]), "  "))
+    return "".join(parts)
+
+
+def _yaml(data: object) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)

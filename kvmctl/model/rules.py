@@ -1,0 +1,107 @@
+"""What has to hold between the fields of one guest. A field that is not said is never at fault."""
+
+from collections.abc import Iterator
+
+from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.model.units import format_cores, format_size
+
+Fault = tuple[str, str]
+"""The dotted key that is at fault (a disk's is `disks.0.target`), and a sentence."""
+
+
+def check(spec: GuestSpec) -> list[Fault]:
+    """Every contradiction in `spec`, in the order of a guest file."""
+    return [*_cpu(spec), *_memory(spec), *_boot(spec), *_disks(spec), *_nics(spec), *_cloud_init(spec)]
+
+
+def _cpu(spec: GuestSpec) -> Iterator[Fault]:
+    cpu = spec.cpu
+    if cpu.count is not None and cpu.max is not None and cpu.max < cpu.count:
+        yield "cpu.max", f"a maximum of {cpu.max} vCPUs is less than the {cpu.count} of cpu.count"
+    if cpu.reservation is None:
+        return
+    reserved = format_cores(cpu.reservation)
+    if cpu.limit is not None and cpu.reservation > cpu.limit:
+        yield "cpu.reservation", f"a reservation of {reserved} cores is above the limit of {format_cores(cpu.limit)}"
+    if cpu.count is not None and cpu.reservation > cpu.count:
+        yield "cpu.reservation", f"a reservation of {reserved} cores is more than {cpu.count} vCPUs can use"
+
+
+def _memory(spec: GuestSpec) -> Iterator[Fault]:
+    memory = spec.memory
+    size = None if memory.size is None else f"the {format_size(memory.size)} of memory.size"
+    if memory.size is not None and memory.max is not None and memory.max < memory.size:
+        yield "memory.max", f"a maximum of {format_size(memory.max)} is less than {size}"
+    if memory.size is not None and memory.reservation is not None and memory.reservation > memory.size:
+        yield "memory.reservation", f"a reservation of {format_size(memory.reservation)} is more than {size}"
+    if memory.hugepages and memory.sharing:
+        yield "memory.sharing", "huge pages cannot be merged: leave out memory.hugepages or set memory.sharing to false"
+    if memory.hugepages and memory.swap:
+        yield "memory.swap", "huge pages cannot be swapped: leave out memory.hugepages or set memory.swap to false"
+
+
+def _boot(spec: GuestSpec) -> Iterator[Fault]:
+    boot = spec.boot
+    if boot.kernel is None:
+        for key, value in (("initrd", boot.initrd), ("cmdline", boot.cmdline)):
+            if value is not None:
+                yield f"boot.{key}", f"boot.{key} has an effect only together with boot.kernel"
+    elif boot.iso is not None:
+        yield "boot.iso", "a guest starts either from boot.kernel or from boot.iso, not from both"
+
+
+def _disks(spec: GuestSpec) -> Iterator[Fault]:
+    targets: dict[str, int] = {}
+    images: dict[tuple[str, str], int] = {}
+    for index, disk in enumerate(spec.disks or ()):
+        key = f"disks.{index}"
+        for part, message in (*_disk_source(disk), *_disk_bus(disk, spec.boot.machine)):
+            yield f"{key}.{part}" if part else key, message
+        if disk.target is not None and targets.setdefault(disk.target, index) != index:
+            yield f"{key}.target", f"the target {disk.target} is that of disk {targets[disk.target] + 1} already"
+        image = ("", disk.path) if disk.path else (disk.pool or "", disk.volume or "")
+        if image[1] and images.setdefault(image, index) != index:
+            part = "path" if disk.path else "volume"
+            yield f"{key}.{part}", f"the image {image[1]} is that of disk {images[image] + 1} already"
+
+
+def _disk_source(disk: DiskSpec) -> Iterator[Fault]:
+    if disk.path is not None and disk.volume is not None:
+        yield "volume", "a disk has either a path or a volume, not both"
+    if disk.path is None and disk.volume is None and disk.device != "cdrom":
+        yield "", "a disk needs a path (an existing file or block device) or a volume; only a cdrom may be empty"
+    if disk.volume is None:
+        for part, value in (("pool", disk.pool), ("size", disk.size), ("base", disk.base)):
+            if value is not None:
+                yield part, f"{part} has a meaning only together with volume"
+        if disk.format is not None and disk.path is None:
+            yield "format", "an empty drive has no format"
+    if disk.base is not None and disk.format == "raw":
+        yield "format", "a volume over a base image has to be qcow2"
+
+
+def _disk_bus(disk: DiskSpec, machine: str | None) -> Iterator[Fault]:
+    if disk.bus == "ide" and machine is not None and "q35" in machine:
+        yield "bus", f"the machine type {machine} has no ide: use sata, or the machine type pc"
+    if disk.bus == "virtio" and disk.device == "cdrom":
+        yield "bus", "a cdrom cannot be on virtio: use sata or scsi"
+    if disk.bus in ("ide", "sata") and disk.device != "cdrom" and disk.read_only:
+        yield "read-only", f"QEMU has no read-only disk on {disk.bus}: use virtio or scsi"
+
+
+def _nics(spec: GuestSpec) -> Iterator[Fault]:
+    addresses: dict[str, int] = {}
+    for index, nic in enumerate(spec.nics or ()):
+        if sum(map(bool, (nic.network, nic.bridge, nic.user))) != 1:
+            yield f"nics.{index}", "a nic has exactly one of network, bridge and user"
+        if nic.mac is not None and addresses.setdefault(nic.mac, index) != index:
+            yield f"nics.{index}.mac", f"the MAC address {nic.mac} is that of nic {addresses[nic.mac] + 1} already"
+
+
+def _cloud_init(spec: GuestSpec) -> Iterator[Fault]:
+    seed = spec.cloud_init
+    if seed is None or seed.user_data is None:
+        return
+    for key, value in (("hostname", seed.hostname), ("user", seed.user), ("ssh-keys", seed.ssh_keys)):
+        if value:
+            yield f"cloud-init.{key}", f"user-data is the complete seed: put the {key} in there"
