@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.select import Guest
+from kvmctl.control.weights import ACTIVE, claims
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.hypervisor.errors import doing
+from kvmctl.hypervisor.host import node
 from kvmctl.model.errors import RefusedError
 from kvmctl.model.sample import Promise
-from kvmctl.model.units import MIB
 from kvmctl.policy.admission import admit_cpu, admit_memory
 from kvmctl.policy.diff import overlay
 from kvmctl.policy.promise import promise_of
 from kvmctl.xml.metadata import promise
-
-ACTIVE = ("running", "paused", "suspended", "stopping")
 
 
 def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
@@ -43,17 +41,15 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
 def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: bool, warn: Callable[[str], None]) -> None:
     if not any(c.cpu_reservation or c.memory_reservation for c in candidates.values()):
         return
-    running = {
-        sample.name: promise(domains.definition(domain), sample.vcpus)
-        for sample, domain in domains.samples_with_domains(hypervisor)
-        if sample.state in ACTIVE
+    running = {claim.name: claim.promise for claim, _ in claims(domains.samples_with_domains(hypervisor))}
+    size = node(hypervisor)
+    if size is None:
+        return
+    verdicts = {
+        "CPU": admit_cpu(running, candidates, size.cpus),
+        "memory": admit_memory(running, candidates, size.memory),
     }
-    with doing("ask the host for its size"):
-        info = hypervisor.connection.getInfo()
-    cpu = admit_cpu(running, candidates, info[2])
-    memory = admit_memory(running, candidates, info[1] * MIB)
-    refused = [f"CPU reservations: {cpu.arithmetic}"] if not cpu.admitted else []
-    refused += [f"memory reservations: {memory.arithmetic}"] if not memory.admitted else []
+    refused = [f"{what} reservations: {v.arithmetic}" for what, v in verdicts.items() if not v.admitted]
     if not refused:
         return
     if not force:
