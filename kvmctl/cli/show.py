@@ -44,7 +44,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     memory = facts["memory_now"]
     yield _line(0, "memory now", f"{human_size(memory['balloon'])} of {human_size(memory['max'])}")
     yield _line(0, "resident", human_size(memory["resident"]))
-    yield from _tree(0, {key: value for key, value in facts["spec"].items() if key != "name"})
+    yield from _tree(0, {key: value for key, value in facts["spec"].items() if key not in facts})
     for change in facts["pending_restart"]:
         yield f"pending restart: {change['field']}: {change['running']} now, {change['stored']} from the next start"
     for text in facts["beyond_the_guest_file"]:
@@ -53,13 +53,19 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _tree(depth: int, value: Mapping[str, Any]) -> Iterator[str]:
     for key, item in value.items():
+        if item in ({}, []):
+            continue
         if isinstance(item, Mapping):
             yield _line(depth, key, "")
             yield from _tree(depth + 1, item)
         elif isinstance(item, list) and item and isinstance(item[0], Mapping):
             yield _line(depth, key, "")
             for entry in item:
-                yield "  " * (depth + 1) + "- " + ", ".join(f"{k} {one_line(str(v))}" for k, v in entry.items())
+                yield (
+                    "  " * (depth + 1)
+                    + "- "
+                    + ", ".join(f"{k} {one_line(str(v))}" for k, v in entry.items() if v is not False)
+                )
         else:
             yield _line(depth, key, ", ".join(map(str, item)) if isinstance(item, list) else item)
 

@@ -17,9 +17,7 @@ LOCK_WAIT = 10.0
 def guarded(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Iterator[None]:
     """Hold the hypervisor's lock; afterwards every running guest gets the weight that its share is now worth."""
     with lock(hypervisor.uri, LOCK_WAIT):
-        try:
-            yield
-        finally:
-            for outcome in renew(hypervisor):
-                if outcome.result == "not applied":
-                    warn(f"weight of guest {outcome.change.guest}: {outcome.reason}")
+        yield
+        for outcome in renew(hypervisor):
+            if outcome.result == "not applied":
+                warn(f"weight of guest {outcome.change.guest}: {outcome.reason}")

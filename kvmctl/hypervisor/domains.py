@@ -242,4 +242,10 @@ def undefine(domain: Any) -> None:
         | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
     )
     with doing(f"remove the definition of guest {domain.name()}"):
-        domain.undefineFlags(flags)
+        try:
+            domain.undefineFlags(flags)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                raise
+            # A driver that keeps none of these things does not know the flags for them either.
+            domain.undefine()
