@@ -1,0 +1,88 @@
+"""`kvmctl cpu`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.output import Column, emit_document, note, table
+from kvmctl.model.units import format_cores
+from kvmctl.model.wording import quoted
+
+if TYPE_CHECKING:
+    from kvmctl.control.ledger import CpuLedger
+
+_COLUMNS = (
+    Column("name", "NAME"),
+    Column("shares", "SHARES", right=True),
+    Column("limit", "LIMIT", format_cores, right=True),
+    Column("reservation", "RESERVED", format_cores, right=True),
+    Column("entitlement", "ENTITLED", format_cores, right=True),
+    Column("weight", "WEIGHT", right=True),
+    Column("used", "USED", format_cores, right=True),
+    Column("steal", "STEAL%", "{:.1f}".format, right=True),
+    Column("bound", "BOUND"),
+)
+_MAX_SECONDS = 3600.0
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)?", text, re.ASCII)
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else -1.0
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise click.BadParameter(f"{quoted(text)} is not a duration: write 1s or 500ms, at most an hour")
+    return seconds
+
+
+@click.command("cpu")
+@click.option(
+    "--sample", callback=_seconds, default="1s", show_default=True, metavar="TIME", help="How long to measure, or 0."
+)
+@pass_app
+def cpu(app: App, sample: float) -> None:
+    """Show what CPU the running guests were promised, what that is worth now, and what they use.
+
+    \b
+    SHARES, LIMIT, RESERVED  what the guest was promised; amounts of CPU are cores
+    ENTITLED                 what it gets while every guest is hungry, and BOUND what decides that
+    WEIGHT                   what the kernel's cgroup file has
+    USED, STEAL%             measured; steal is the part of its vCPUs' time spent waiting for a host CPU
+
+    \b
+    Example:
+      kvmctl cpu
+      kvmctl -o json cpu --sample 500ms
+    """
+    from kvmctl.control.ledger import cpu_ledger
+
+    ledger = cpu_ledger(app.hypervisor(), sample)
+    rows = [asdict(line) for line in ledger.guests]
+    if app.output == "name":
+        click.echo("".join(f"{row['name']}\n" for row in rows), nl=False)
+    elif app.output == "table":
+        click.echo(f"{ledger.uri}: {_host_line(ledger)}" + ("" if rows else "; no running guests"))
+        if rows:
+            click.echo(table(rows, _COLUMNS), nl=False)
+    else:
+        emit_document(app, {"uri": ledger.uri, "host": _host(ledger), "guests": rows})
+    for text in ledger.notes:
+        note(app, text)
+
+
+def _host(ledger: CpuLedger) -> dict[str, float]:
+    return {
+        "capacity": ledger.capacity,
+        "reserved": ledger.reserved,
+        "free": max(0.0, ledger.capacity - ledger.reserved),
+        "sampled_seconds": ledger.seconds,
+    }
+
+
+def _host_line(ledger: CpuLedger) -> str:
+    host = _host(ledger)
+    amounts = {key: format_cores(host[key]) for key in ("capacity", "reserved", "free")}
+    return "{capacity} cores, {reserved} reserved, {free} free to reserve".format(**amounts)

@@ -1,0 +1,90 @@
+"""`kvmctl memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.output import Column, emit_document, note, table
+from kvmctl.model.units import human_size
+
+if TYPE_CHECKING:
+    from kvmctl.control.ledger import MemoryLedger
+
+_SIZES = (
+    ("max", "MAX"),
+    ("size", "SIZE"),
+    ("balloon", "BALLOON"),
+    ("usable", "USABLE"),
+    ("used", "USED"),
+    ("resident", "RESIDENT"),
+    ("shared", "SHARED"),
+    ("swapped", "SWAPPED"),
+    ("reservation", "RESERVED"),
+)
+_COLUMNS = (
+    Column("name", "NAME"),
+    *(Column(key, title, human_size, right=True) for key, title in _SIZES),
+    Column("shares", "SHARES", right=True),
+)
+
+
+@click.command("memory")
+@pass_app
+def memory(app: App) -> None:
+    """Show what memory the running guests were promised, what they have, and what it costs the host.
+
+    \b
+    MAX, SIZE            what the guest can grow to, and what its owner wants it to have
+    BALLOON              what its balloon leaves it now
+    USABLE, USED         the guest's own figures, while its balloon driver reports them
+    RESIDENT             what its process has in the host's memory
+    SHARED, SWAPPED      merged by KSM; in the host's swap
+    RESERVED, SHARES     what it was promised
+
+    \b
+    Example:
+      kvmctl memory
+      kvmctl -o json memory
+    """
+    from kvmctl.control.ledger import memory_ledger
+
+    ledger = memory_ledger(app.hypervisor())
+    rows = [asdict(line) for line in ledger.guests]
+    total = _total(rows)
+    if app.output == "name":
+        click.echo("".join(f"{row['name']}\n" for row in rows), nl=False)
+    elif app.output == "table":
+        click.echo(
+            f"{ledger.uri}: {_host_line(ledger, total['reservation'])}" + ("" if rows else "; no running guests")
+        )
+        if rows:
+            click.echo(table([*rows, {"name": "total", **total}], _COLUMNS), nl=False)
+    else:
+        host = {**asdict(ledger.host), "overcommit": ledger.overcommit}
+        emit_document(app, {"uri": ledger.uri, "host": host, "guests": rows, "total": total})
+    for text in ledger.notes:
+        note(app, text)
+
+
+def _total(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """The sums over all guests; one unknown makes the sum unknown."""
+    columns = {key: [row[key] for row in rows] for key in (*(key for key, _title in _SIZES), "shares")}
+    return {key: None if None in values else sum(values) for key, values in columns.items()}
+
+
+def _host_line(ledger: MemoryLedger, reserved: int | None) -> str:
+    host = ledger.host
+    parts = [f"{human_size(host.total)} of memory, {human_size(host.available)} available"]
+    parts.append(f"{human_size(reserved)} of {human_size(host.reservable)} reserved")
+    if host.swap_total:
+        parts.append(f"{human_size(host.swap_used)} of {human_size(host.swap_total)} swap used")
+    elif host.swap_total == 0:
+        parts.append("no swap")
+    parts.append(f"{human_size(host.ksm_saved)} saved by KSM")
+    parts.append("overcommit " + ("-" if ledger.overcommit is None else f"{ledger.overcommit:.2f}"))
+    return ", ".join(parts)

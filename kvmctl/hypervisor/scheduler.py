@@ -1,0 +1,39 @@
+"""CPU weights of running guests, and the cores they divide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.errors import doing, translate
+
+_WITHOUT_WEIGHTS = (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+
+
+def host_cores(hypervisor: Hypervisor) -> int:
+    """The host CPUs that are online."""
+    with doing("ask the host for its size"):
+        return int(hypervisor.connection.getInfo()[2])
+
+
+def weight(domain: Any) -> int | None:
+    """The guest's CPU weight as the kernel has it now: libvirt reads the cgroup file at each call.
+
+    None where the hypervisor has no such weight: another scheduler, or a session without cgroups.
+    """
+    try:
+        values = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _WITHOUT_WEIGHTS:
+            return None
+        raise translate(error, f"read the CPU weight of guest {domain.name()}") from error
+    found: int | None = values.get("cpu_shares")
+    return found
+
+
+def set_weight(domain: Any, value: int) -> None:
+    """Give the running guest this CPU weight until it stops. Its definition keeps the owner's shares."""
+    with doing(f"set the CPU weight of guest {domain.name()}"):
+        domain.setSchedulerParametersFlags({"cpu_shares": value}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
