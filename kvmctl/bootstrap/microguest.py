@@ -48,7 +48,7 @@ def ensure(cache: Path = CACHE) -> MicroGuest:
     current = cache / "micro" / "current"
     guest = MicroGuest(current / "vmlinuz", current / "initrd.gz")
     if not _is_current(guest, current):
-        with lock("micro", _BUILD_SECONDS):
+        with lock("the micro guest", _BUILD_SECONDS):
             if not _is_current(guest, current):
                 _build(cache, current)
     return guest

@@ -11,30 +11,33 @@ from pathlib import Path
 from kvmctl.bootstrap.progress import run, step
 from kvmctl.model.errors import KvmctlError
 
-HYPERVISOR = (
+_HYPERVISOR = (
     "libvirt-daemon-system",
     "libvirt-clients",
     "qemu-system-x86",
     "qemu-utils",
     "dnsmasq-base",
     "ovmf",
-    "iproute2",
 )
-BUILD = ("libvirt-dev", "pkg-config", "gcc", "libc6-dev")
+_BUILD = ("libvirt-dev", "pkg-config", "gcc", "libc6-dev")
 """libvirt's Python binding comes as source."""
-INTERPRETER = ("python3-venv", "python3-dev")
+_INTERPRETER = ("python3-venv", "python3-dev")
 """What Debian splits off from its own interpreter; any other interpreter brings it along."""
+_INIT_SCRIPTS = "libvirt-daemon-system-sysv"
 
 _APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2")
 
 
-def wanted() -> tuple[str, ...]:
-    """Everything that must be installed, for the interpreter that runs now."""
-    return HYPERVISOR + BUILD + (INTERPRETER if sys.base_prefix == "/usr" else ())
+def missing() -> list[str]:
+    """What has to be installed, for the interpreter that runs now. Raises KvmctlError where this is no Debian."""
+    lacking = _lacking(_HYPERVISOR + _BUILD + (_INTERPRETER if sys.base_prefix == "/usr" else ()))
+    if "libvirt-daemon-system" in lacking and _lacking(["systemd-sysv"]):
+        # Left to itself, apt would make systemd the init system of a machine that has another, or none.
+        lacking.append(_INIT_SCRIPTS)
+    return lacking
 
 
-def missing(names: Sequence[str]) -> list[str]:
-    """Those of `names` that are not installed. Raises KvmctlError where dpkg is not the package manager."""
+def _lacking(names: Sequence[str]) -> list[str]:
     if not shutil.which("dpkg-query"):
         raise KvmctlError(
             "this is no Debian system: dpkg-query is missing",

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from kvmctl.model.errors import KvmctlError
+from kvmctl.model.errors import KvmctlError, TimedOutError
 
 _CLEAR = "\r\x1b[K"
+_AT_ONCE_SECONDS = 0.5
 _MOVE_SECONDS = 0.2
 _REMIND_SECONDS = 30.0
 _TAIL_LINES = 25
@@ -26,7 +27,8 @@ def say(text: str) -> None:
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Show that `text` is being done for as long as the block runs, and how long it took."""
+    """Show that `text` is being done for as long as the block runs, and how long it took. What is
+    done at once is not worth a line."""
     started = time.monotonic()
     ended = threading.Event()
     moving = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -39,19 +41,22 @@ def step(text: str) -> Iterator[None]:
     finally:
         ended.set()
         shower.join()
-        say(f"{_CLEAR if moving else ''}{text}: {result} ({time.monotonic() - started:.1f} s)")
+        seconds = time.monotonic() - started
+        if result == "failed" or seconds > _AT_ONCE_SECONDS:
+            say(f"{_CLEAR if moving else ''}{text}: {result} ({seconds:.1f} s)")
 
 
 def _move(text: str, started: float, ended: threading.Event) -> None:
-    while True:
+    pause = _AT_ONCE_SECONDS
+    while not ended.wait(pause):
         sys.stderr.write(f"{_CLEAR}{text} … {time.monotonic() - started:.0f} s")
         sys.stderr.flush()
-        if ended.wait(_MOVE_SECONDS):
-            return
+        pause = _MOVE_SECONDS
 
 
 def _remind(text: str, started: float, ended: threading.Event) -> None:
-    say(f"{text} …")
+    if not ended.wait(_AT_ONCE_SECONDS):
+        say(f"{text} …")
     while not ended.wait(_REMIND_SECONDS):
         say(f"{text} … {time.monotonic() - started:.0f} s")
 
@@ -64,7 +69,7 @@ def run(
 ) -> str:
     """Run a program without input, in `folder`, and return what it printed.
 
-    Raises KvmctlError with the end of its output if it fails, is missing, or takes longer than `timeout` seconds.
+    Raises KvmctlError with the end of its output if it fails or is missing, TimedOutError after `timeout` seconds.
     """
     command = " ".join(argv)
     with tempfile.TemporaryFile() as output:
@@ -82,7 +87,7 @@ def run(
         except FileNotFoundError as error:
             raise KvmctlError(f"{argv[0]} is not installed") from error
         except subprocess.TimeoutExpired as error:
-            raise KvmctlError(f"`{command}` gave no answer within {timeout:.0f} s") from error
+            raise TimedOutError(f"`{command}` gave no answer within {timeout:.0f} s") from error
         text = _read(output)
     if status:
         raise KvmctlError(f"`{command}` ended with status {status}\n{_tail(text)}".rstrip())

@@ -25,7 +25,6 @@ KVM_DEVICE = Path("/dev/kvm")
 PROBE_SECONDS = 15.0
 """Several times what a small Linux takes under KVM."""
 _CONTROL_SECONDS = 45.0
-_SLOW = "guests are emulated (TCG), many times slower than with KVM, and all of it costs this host's CPU"
 _EMULATOR = "qemu-system-x86_64"
 
 USER_SPACE = rb"Run \S*init as init process"
@@ -60,7 +59,7 @@ def resolve(kernel: Path | None) -> Verdict:
     if known := remembered():
         return known
     if obstacle := _obstacle():
-        return Verdict("tcg", f"{obstacle}, so {_SLOW}", proved=False)
+        return Verdict("tcg", obstacle, proved=False)
     for candidate in _kernels(kernel):
         verdict = probe(candidate)
         if verdict.proved:
@@ -78,7 +77,7 @@ def probe(
     that boots there proves that KVM is at fault. `proof` is a pattern to be found on the console.
     """
     if obstacle := _obstacle():
-        return Verdict("tcg", f"{obstacle}, so {_SLOW}", proved=False)
+        return Verdict("tcg", obstacle, proved=False)
     pattern = proof or (USER_SPACE if initrd else NO_ROOT)
     tried = boot("kvm", kernel, initrd, pattern, deadline)
     if tried.seconds is not None:
@@ -86,12 +85,13 @@ def probe(
     control = boot("tcg", kernel, initrd, pattern, max(deadline, _CONTROL_SECONDS))
     if control.seconds is None:
         return Verdict("kvm", f"/dev/kvm opens, but {kernel} boots neither under KVM nor emulated", proved=False)
-    return Verdict(
-        "tcg",
-        f"/dev/kvm opens, but Linux did not boot under it in {deadline:.0f} s "
-        f"(the last it said: {tried.last or 'nothing'}); emulated it was up in {control.seconds:.1f} s, so {_SLOW}",
-        proved=True,
-    )
+    return Verdict("tcg", _comparison(tried, control, deadline), proved=True)
+
+
+def _comparison(tried: Boot, control: Boot, deadline: float) -> str:
+    said = f"; the last it said: {tried.last}" if tried.last else ""
+    emulated = f"the same kernel was up in {control.seconds:.1f} s when emulated"
+    return f"/dev/kvm opens, but Linux did not boot under it in {deadline:.0f} s, and {emulated}{said}"
 
 
 def _obstacle() -> str:
@@ -190,6 +190,11 @@ def remember(verdict: Verdict) -> None:
     make_private_directory(path.parent)
     record = {"host": _host(), "name": verdict.name, "reason": verdict.reason}
     write_atomic(path, json.dumps(record, indent=2) + "\n")
+
+
+def forget() -> None:
+    """Have the next question answered by booting again."""
+    _memory().unlink(missing_ok=True)
 
 
 def _memory() -> Path:

@@ -1,0 +1,81 @@
+"""The command line of the bootstrap."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from kvmctl.bootstrap import clean, demo, environment, setup
+from kvmctl.bootstrap.progress import say
+from kvmctl.host.lock import lock
+from kvmctl.model.errors import KvmctlError
+
+_LOCK = "this machine's set-up"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code, after one sentence about what went wrong and one about what to do."""
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command != "test":
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _run(options, rest)
+    except KvmctlError as error:
+        say(f"error: {error.message}")
+        if error.hint:
+            say(f"  {error.hint}")
+        return error.exit_code
+    except OSError as error:
+        say(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return 1
+    except KeyboardInterrupt:
+        say("\ninterrupted; running it again goes on from here")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m kvmctl.bootstrap", description="Set up a checkout of kvmctl on a Debian machine, as root."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("demo", help="set up, then show kvmctl with three real guests")
+    commands.add_parser("test", help="set up, then run all the tests; arguments after -- go to pytest")
+    commands.add_parser("setup", help="only set up: packages, .venv, libvirt, the micro guest, the accelerator")
+    removal = commands.add_parser("clean", help="remove what demo and setup made, except packages and caches")
+    removal.add_argument("--all", action="store_true", help="remove the caches and .venv as well")
+    return parser
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    setup.check_root()
+    with lock(_LOCK):
+        if options.command == "clean":
+            clean.clean(options.all)
+            return 0
+        machine = setup.prepare()
+        if options.command == "demo":
+            demo.run(machine)
+            return 0
+        if options.command == "setup":
+            print(f"kvmctl   {environment.KVMCTL}\nkernel   {machine.guest.kernel}\ninitrd   {machine.guest.initrd}")
+            return 0
+        clean.remove_test_leftovers()
+    return _test([argument for argument in rest if argument != "--"])
+
+
+def _test(arguments: Sequence[str]) -> int:
+    """Run pytest on all of the tests; its exit code."""
+    sys.stdout.flush()
+    command = [str(environment.PYTHON), "-m", "pytest", "tests", *arguments]
+    with subprocess.Popen(command, cwd=environment.CHECKOUT, env=os.environ) as pytest:
+        try:
+            return pytest.wait()
+        except KeyboardInterrupt:
+            # It got the signal as well, and tidies up.
+            pytest.wait()
+            raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Removes what the bootstrap made, and nothing else."""
+
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from kvmctl.bootstrap import daemons, defaults, demo, device, environment, microguest, state
+from kvmctl.bootstrap.progress import say
+from kvmctl.bootstrap.virsh import names, succeeds, virsh
+from kvmctl.host import accelerator
+
+_TEST_PREFIX = "kvmctl-test-"
+_TEST_FOLDERS = Path("/var/lib/libvirt")
+_METADATA = ("--managed-save", "--nvram", "--snapshots-metadata", "--checkpoints-metadata")
+
+
+def clean(everything: bool) -> None:
+    """Remove the demonstration's guests with their images, and stop what was started for them; with
+    `everything` the caches and .venv too. Doing it again does no harm. Raises KvmctlError."""
+    made = state.load()
+    if made.guests or made.volumes or made.pool or made.network or made.kvm_device or daemons.running():
+        daemons.ensure()
+        _remove_demo(made)
+        _release()
+    _remove_files(demo.LOGS.glob("demo-*.log*"))
+    with suppress(OSError):  # somebody else's logs are in it, or it is gone
+        demo.LOGS.rmdir()
+    if everything:
+        _remove_caches()
+    kept = state.load()
+    if kept == state.State():
+        shutil.rmtree(state.directory(), ignore_errors=True)
+    _say_what_stays(kept, everything)
+
+
+def _remove_demo(made: state.State) -> None:
+    present = names("list", "--all", "--name")
+    for name in sorted(made.guests):
+        if name not in present:
+            continue
+        if demo.is_ours(name, made):
+            _remove_guest(name)
+        else:
+            say(f"left the guest {name} alone: it is not the one that the demonstration made")
+    state.update(lambda known: replace(known, guests={}))
+    if made.volumes:
+        defaults.ensure_pool()
+    for volume in made.volumes:
+        if succeeds("vol-info", "--pool", defaults.NAME, volume):
+            virsh("vol-delete", "--pool", defaults.NAME, volume)
+            say(f"deleted the image {volume}")
+    state.update(lambda known: replace(known, volumes=()))
+
+
+def _remove_guest(name: str) -> None:
+    if name in names("list", "--name"):
+        virsh("destroy", name)
+    # One that was not persistent went with its process.
+    if name in names("list", "--all", "--name"):
+        virsh("undefine", name, *_METADATA)
+    say(f"removed the guest {name}")
+
+
+def _release() -> None:
+    """Stop what was started here, unless somebody has come to need it."""
+    if others := names("list", "--all", "--name"):
+        say(f"left the default pool and network as they are: there are other guests ({_listed(others)})")
+    else:
+        defaults.remove()
+    if others := names("list", "--name"):
+        say(f"left libvirt's daemons running: so are other guests ({_listed(others)})")
+    else:
+        daemons.stop()
+        device.remove()
+
+
+def _listed(found: Iterable[str]) -> str:
+    listed = sorted(found)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+def _remove_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _remove_caches() -> None:
+    for path in (microguest.CACHE, environment.ENVIRONMENT):
+        if path.exists():
+            shutil.rmtree(path)
+            say(f"deleted {path}")
+    accelerator.forget()
+
+
+def _say_what_stays(kept: state.State, everything: bool) -> None:
+    if not everything:
+        say(
+            f"kept, so that the next start is quick: {microguest.CACHE} and {environment.ENVIRONMENT} "
+            "(python3 -m kvmctl.bootstrap clean --all deletes them)"
+        )
+    if kept.packages:
+        say(f"kept: the Debian packages that were installed; apt-get remove {' '.join(kept.packages)}")
+
+
+def remove_test_leftovers() -> None:
+    """Remove the guests, pools and folders that tests left which were killed. What belongs to a test run
+    that is still going on stays."""
+    for name in sorted(names("list", "--all", "--name")):
+        if _is_left_over(name):
+            _remove_guest(name)
+    for name in sorted(names("pool-list", "--name")):
+        if _is_left_over(name):
+            virsh("pool-destroy", name)
+    for folder in _TEST_FOLDERS.glob(f"{_TEST_PREFIX}*"):
+        if _is_left_over(folder.name):
+            shutil.rmtree(folder)
+
+
+def _is_left_over(name: str) -> bool:
+    if not name.startswith(_TEST_PREFIX):
+        return False
+    # Tests put the number of their process into what they make.
+    maker = re.search(r"-(\d+)-\d+$", name)
+    return not (maker and _is_python(int(maker[1])))
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return "python" in Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return False
