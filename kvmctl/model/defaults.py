@@ -1,0 +1,205 @@
+"""What a new guest gets where its owner says nothing. An existing guest keeps what it has instead."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kvmctl.model.errors import UsageError
+from kvmctl.model.platform import Platform, machine_family
+from kvmctl.model.spec import (
+    UNLIMITED,
+    BootSpec,
+    ConsoleSpec,
+    CpuSpec,
+    DiskSpec,
+    GuestSpec,
+    MemorySpec,
+    NicSpec,
+    VncSpec,
+)
+from kvmctl.model.units import GIB
+
+MEMORY_SIZE = GIB
+"""Of a guest that says neither `memory.size` nor `memory.max`: enough for a server distribution to install."""
+NETWORK = "default"
+"""libvirt's own NAT network, for a nic that says none."""
+Bus = Literal["virtio", "scsi", "sata", "ide"]
+_TARGET_PREFIXES: dict[Bus, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
+
+
+def fill(spec: GuestSpec, platform: Platform) -> GuestSpec:
+    """`spec` with a default wherever it says nothing; only what has no default (a MAC address) is left open.
+
+    A guest that says nothing of disks or nics has none. Raises UsageError where the platform cannot do what
+    is said.
+    """
+    try:
+        boot = _boot(spec, platform)
+        cpu = _cpu(spec.cpu, platform)
+    except ValueError as error:
+        raise UsageError(f"guest {spec.name}: {error}") from error
+    return replace(
+        spec,
+        cpu=cpu,
+        memory=_memory(spec.memory),
+        boot=boot,
+        accelerator=platform.accelerator,
+        disks=fill_disks(spec.disks or (), boot.machine),
+        nics=tuple(map(fill_nic, spec.nics or ())),
+        console=ConsoleSpec() if spec.console is None else spec.console if spec.console.enabled else ConsoleSpec(False),
+        vnc=spec.vnc if spec.vnc and spec.vnc.enabled else VncSpec(enabled=False),
+        agent=spec.agent is not False,
+        rng=platform.rng is not False if spec.rng is None else spec.rng,
+        autostart=bool(spec.autostart),
+        description=spec.description or None,
+        labels=tuple(sorted(spec.labels or ())),
+        project=spec.project or None,
+        state=spec.state or "running",
+    )
+
+
+def _cpu(cpu: CpuSpec, platform: Platform) -> CpuSpec:
+    count = cpu.count or 1
+    if cpu.model is not None:
+        platform.check_cpu_model(cpu.model)
+    return CpuSpec(
+        count=count,
+        max=cpu.max or count,
+        shares="normal" if cpu.shares is None else cpu.shares,
+        limit=UNLIMITED if cpu.limit is None else cpu.limit,
+        reservation=cpu.reservation or 0.0,
+        pin=cpu.pin or "",
+        model=cpu.model or platform.default_cpu_model,
+    )
+
+
+def _memory(memory: MemorySpec) -> MemorySpec:
+    size = memory.size or memory.max or MEMORY_SIZE
+    ordinary = not memory.hugepages
+    return MemorySpec(
+        size=size,
+        max=memory.max or size,
+        reservation=memory.reservation or 0,
+        shares="normal" if memory.shares is None else memory.shares,
+        # Huge pages neither merge nor swap.
+        sharing=ordinary if memory.sharing is None else memory.sharing,
+        swap=ordinary if memory.swap is None else memory.swap,
+        hugepages=memory.hugepages or 0,
+    )
+
+
+def _boot(spec: GuestSpec, platform: Platform) -> BootSpec:
+    boot = spec.boot
+    if boot.firmware and platform.firmwares is not None and boot.firmware not in platform.firmwares:
+        raise ValueError(f"there is no {boot.firmware} firmware for {platform.arch} guests on this host")
+    return BootSpec(
+        kernel=boot.kernel or None,
+        initrd=boot.initrd or None,
+        cmdline=boot.cmdline or None,
+        iso=boot.iso or None,
+        order=boot.order or _order(spec),
+        firmware=boot.firmware or platform.default_firmware,
+        machine=platform.canonical_machine(boot.machine) if boot.machine else platform.default_machine,
+    )
+
+
+def _order(spec: GuestSpec) -> tuple[str, ...]:
+    """An ISO first; the network only where there is nothing else to start from."""
+    if spec.boot.iso:
+        return ("cdrom", "disk")
+    kinds = {disk.device or "disk" for disk in spec.disks or ()}
+    if "disk" in kinds or spec.boot.kernel:
+        return ("disk",)
+    if "cdrom" in kinds:
+        return ("cdrom",)
+    return ("network",) if spec.nics else ("disk",)
+
+
+def fill_disks(disks: Iterable[DiskSpec], machine: str | None, taken: Collection[str] = ()) -> tuple[DiskSpec, ...]:
+    """The disks with their defaults and a target each: the first of its bus that is neither said nor `taken`."""
+    given = tuple(disks)
+    used = {*taken, *(disk.target for disk in given if disk.target)}
+    filled = []
+    for disk in given:
+        filled.append(_fill_disk(disk, machine, used))
+        used.add(filled[-1].target or "")
+    return tuple(filled)
+
+
+def _fill_disk(disk: DiskSpec, machine: str | None, taken: Collection[str]) -> DiskSpec:
+    device = disk.device or "disk"
+    bus: Bus = disk.bus or ("virtio" if device == "disk" else cdrom_bus(machine))
+    return replace(
+        disk,
+        device=device,
+        bus=bus,
+        format=disk.format or _format(disk, device),
+        target=disk.target or _free_target(_TARGET_PREFIXES[bus], taken),
+        read_only=device == "cdrom" or bool(disk.read_only),
+    )
+
+
+def _format(disk: DiskSpec, device: str) -> Literal["qcow2", "raw"] | None:
+    """By the name alone; who can look into the image says `format` before."""
+    if disk.path is None and disk.volume is None:
+        return None
+    if device == "cdrom":
+        return "raw"
+    return "qcow2" if disk.path is None or disk.path.endswith(".qcow2") else "raw"
+
+
+def cdrom_bus(machine: str | None) -> Bus:
+    """The bus of a CD-ROM drive that says none: what every firmware of that machine can start from."""
+    buses: dict[str, Bus] = {"q35": "sata", "pc": "ide", "": "ide"}
+    return buses.get(machine_family(machine), "scsi")
+
+
+def _free_target(prefix: str, taken: Collection[str]) -> str:
+    number = 0
+    while f"{prefix}{_letters(number)}" in taken:
+        number += 1
+    return f"{prefix}{_letters(number)}"
+
+
+def _letters(number: int) -> str:
+    """0 is a, 25 z, 26 aa: as Linux names disks."""
+    text = ""
+    while number >= 0:
+        text = chr(ord("a") + number % 26) + text
+        number = number // 26 - 1
+    return text
+
+
+def fill_nic(nic: NicSpec) -> NicSpec:
+    """The nic with its defaults; libvirt chooses the MAC address."""
+    network = nic.network if nic.network or nic.bridge or nic.user else NETWORK
+    return replace(nic, network=network, user=nic.user or None, model=nic.model or "virtio")
+
+
+@dataclass(frozen=True, slots=True)
+class Drives:
+    """The disks of a new guest, and the CD-ROM drives that its ISO and its seed are in."""
+
+    disks: tuple[DiskSpec, ...]
+    iso: DiskSpec | None
+    seed: DiskSpec | None
+
+    @property
+    def all(self) -> tuple[DiskSpec, ...]:
+        """In the order of their targets on each bus."""
+        return (*self.disks, *(drive for drive in (self.iso, self.seed) if drive))
+
+
+def drives(spec: GuestSpec) -> Drives:
+    """What a filled `spec` needs drives for."""
+    disks = spec.disks or ()
+    iso = cdrom(spec.boot.iso, spec.boot.machine, (*disks,)) if spec.boot.iso else None
+    seed_path = spec.cloud_init.seed if spec.cloud_init else None
+    before = (*disks, *((iso,) if iso else ()))
+    return Drives(disks, iso, cdrom(seed_path, spec.boot.machine, before) if seed_path else None)
+
+
+def cdrom(path: str, machine: str | None, others: Iterable[DiskSpec]) -> DiskSpec:
+    """A CD-ROM drive with the image `path`, beside `others`."""
+    taken = [disk.target for disk in others if disk.target]
+    return fill_disks((DiskSpec(path=path, device="cdrom"),), machine, taken)[0]

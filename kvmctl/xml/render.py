@@ -1,0 +1,141 @@
+"""Spec to domain XML: a new guest, or one new device of a guest, from the templates."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from kvmctl.model.defaults import drives
+from kvmctl.model.errors import UsageError
+from kvmctl.model.platform import CPU_MODES, Platform, machine_family
+from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, cpu_shares
+from kvmctl.xml import metadata
+from kvmctl.xml.resources import PERIOD, clamp_shares
+from kvmctl.xml.text import check_texts
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SPARE_ROOT_PORTS = 4
+"""Devices that can be plugged into a running q35 guest, beside those it was made with."""
+LEAST_QUOTA = 1000
+"""Microseconds. The kernel takes no less."""
+
+
+class Volume(Protocol):
+    """A volume to be made."""
+
+    @property
+    def name(self) -> str:
+        """Its name in its pool."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes."""
+
+    @property
+    def format(self) -> str:
+        """`qcow2` or `raw`."""
+
+    @property
+    def base(self) -> str | None:
+        """Path of the image that it overlays."""
+
+    @property
+    def base_format(self) -> str | None:
+        """`qcow2` or `raw`."""
+
+
+def render(spec: GuestSpec, platform: Platform) -> str:
+    """The domain XML of a new guest.
+
+    `spec` is filled (`kvmctl.model.defaults.fill`), and each of its disks has a path, or a volume that libvirt
+    looks up when the guest starts. Raises UsageError where the spec holds what XML or the kernel cannot take.
+    """
+    from markupsafe import Markup
+
+    check_texts(spec)
+    found = drives(spec)
+    described = metadata.qualified(spec, found.iso.target if found.iso else None)
+    return _render(
+        "domain.xml.j2",
+        spec=spec,
+        platform=platform,
+        disks=found.all,
+        scsi=any(disk.bus == "scsi" for disk in found.all),
+        root_ports=_root_ports(spec, found.all) if machine_family(spec.boot.machine) == "q35" else 0,
+        # Our own serializer has escaped it already.
+        metadata=Markup(described),  # noqa: S704
+        shares=clamp_shares(cpu_shares(spec.cpu.shares, spec.cpu.count or 1)),
+        quota=quota(spec.cpu.limit),
+        period=PERIOD,
+        cpu_modes=CPU_MODES,
+    )
+
+
+def _root_ports(spec: GuestSpec, disks: tuple[DiskSpec, ...]) -> int:
+    """One for each device that takes one, and the spare ones."""
+    nics = spec.nics or ()
+    used = [
+        *(disk for disk in disks if disk.bus == "virtio"),
+        *(nic for nic in nics if not _is_conventional(nic)),
+        # All conventional devices share one bridge.
+        any(map(_is_conventional, nics)),
+        any(disk.bus == "scsi" for disk in disks),
+        spec.agent,
+        spec.rng,
+        "balloon",
+    ]
+    return len(list(filter(None, used))) + SPARE_ROOT_PORTS
+
+
+def _is_conventional(nic: NicSpec) -> bool:
+    """Whether the card is a PCI device of before PCI Express."""
+    return not (nic.model or "virtio").startswith(("virtio", "e1000e", "igb", "vmxnet3"))
+
+
+def quota(limit: float | None) -> int | None:
+    """Microseconds of CPU in each period; None is no limit. Raises UsageError below what the kernel takes."""
+    if limit is None or limit == float("inf"):
+        return None
+    most = round(limit * PERIOD)
+    if most < LEAST_QUOTA:
+        raise UsageError(f"a limit of {limit:g} cores is below what the kernel takes", "the least is 0.01 cores")
+    return most
+
+
+def render_volume(volume: Volume) -> str:
+    """The XML of a volume to be made."""
+    return _render("volume.xml.j2", volume=volume)
+
+
+def render_device(template: str, **values: object) -> str:
+    """One device for an existing guest; `template` is the name of a file in `devices/`."""
+    return _render(f"devices/{template}.xml.j2", **values)
+
+
+def _render(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    """Escapes everything, and fails on what is undefined: jinja2 does neither by itself for such files."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(_folder()),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _folder() -> Path:
+    """In an installed package the templates are inside it, in a checkout beside it."""
+    package = Path(__file__).parent.parent
+    inside = package / "templates"
+    return inside if inside.is_dir() else package.parent / "templates"

@@ -1,0 +1,102 @@
+"""A guest's CPU and memory as its definition has them, with what our metadata adds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
+
+from kvmctl.model.cpuset import format_cpuset, parse_cpuset
+from kvmctl.model.platform import CPU_MODES
+from kvmctl.model.spec import UNLIMITED, CpuSpec, Level, MemorySpec, cpu_shares
+from kvmctl.xml import tree
+
+if TYPE_CHECKING:
+    from kvmctl.xml.metadata import Metadata
+
+LEAST_SHARES, MOST_SHARES = 2, 10_000
+"""What `<shares>` can be: the kernel's range on cgroup v1 and v2 alike."""
+PERIOD = 100_000
+"""Microseconds that a quota is counted over, where a definition does not say."""
+
+
+def clamp_shares(shares: int) -> int:
+    """The number of shares as `<shares>` can hold it."""
+    return min(max(shares, LEAST_SHARES), MOST_SHARES)
+
+
+def cpu(root: Element, said: Metadata) -> CpuSpec:
+    """The `cpu` part of a guest's spec."""
+    vcpu = root.find("vcpu")
+    most = (tree.number(vcpu.text) if vcpu is not None else None) or 1
+    count = (tree.number(vcpu.get("current")) if vcpu is not None else None) or most
+    return CpuSpec(
+        count=min(count, most),
+        max=most,
+        shares=_shares(root, said, min(count, most)),
+        limit=_quota(root, "global_quota", "global_period"),
+        reservation=said.cpu_reservation,
+        pin=_pin(vcpu.get("cpuset") if vcpu is not None else None),
+        model=_model(root),
+    )
+
+
+def _shares(root: Element, said: Metadata, count: int) -> int | Level:
+    """What our metadata says, unless `<shares>` does not follow from it: then somebody used virsh since."""
+    written = tree.number(tree.text(root, "cputune/shares"))
+    if written is None:
+        return said.cpu_shares or "normal"
+    if said.cpu_shares is not None and clamp_shares(cpu_shares(said.cpu_shares, count)) == written:
+        return said.cpu_shares
+    return written
+
+
+def _quota(root: Element, quota: str, period: str) -> float:
+    """A quota in cores; one that is absent, negative or zero is none."""
+    most = tree.number(tree.text(root, f"cputune/{quota}")) or 0
+    over = tree.number(tree.text(root, f"cputune/{period}")) or PERIOD
+    return most / over if most > 0 < over else UNLIMITED
+
+
+def ceiling(root: Element, limit: float | None, vcpus: int) -> float:
+    """The cores that a guest of so many vCPUs can use at most: its limit, or what each vCPU's quota adds up to."""
+    return min(UNLIMITED if limit is None else limit, _quota(root, "quota", "period") * vcpus)
+
+
+def _pin(cpuset: str | None) -> str:
+    try:
+        return format_cpuset(parse_cpuset(cpuset)) if cpuset else ""
+    except ValueError:
+        return cpuset or ""
+
+
+def _model(root: Element) -> str | None:
+    """A mode or a model's name; None leaves it to the hypervisor."""
+    mode = root.find("cpu")
+    if mode is not None and mode.get("mode") in CPU_MODES:
+        return mode.get("mode")
+    return tree.text(root, "cpu/model")
+
+
+def memory(root: Element, said: Metadata) -> MemorySpec:
+    """The `memory` part of a guest's spec. Huge pages neither merge nor swap."""
+    most = tree.size(root, "memory")
+    now = tree.size(root, "currentMemory")
+    size = most if now is None or most is None else min(now, most)
+    pages = hugepages(root)
+    return MemorySpec(
+        size=size,
+        max=most,
+        reservation=said.memory_reservation,
+        shares=said.memory_shares or "normal",
+        sharing=root.find("memoryBacking/nosharepages") is None and pages == 0,
+        swap=said.swap and pages == 0,
+        hugepages=pages,
+    )
+
+
+def hugepages(root: Element) -> int | None:
+    """Bytes a huge page; 0 is ordinary pages, None the host's default size, which the definition does not tell."""
+    if root.find("memoryBacking/hugepages") is None:
+        return 0
+    page = root.find("memoryBacking/hugepages/page")
+    return None if page is None else tree.scaled(page.get("size"), page.get("unit"))

@@ -1,0 +1,235 @@
+"""What a guest file cannot say of a definition, in plain words.
+
+Whatever is not known here to be in the spec, or to be furniture (addresses, aliases, controllers that libvirt
+adds by itself), is named: an element that libvirt has only since yesterday is never passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from xml.etree.ElementTree import Element
+
+from kvmctl.xml import devices
+
+Known = frozenset[str]
+"""What needs no mention, as paths below an element: `target` an element, `driver@type` an attribute,
+`alias*` an element with all that is in it; `=` narrows each to one value."""
+
+
+def _known(*paths: str) -> Known:
+    return frozenset(("alias*", "address*", *paths))
+
+
+_SAID = frozenset({"name", "uuid", "description", "metadata", "memory", "currentMemory", "vcpus"})
+_USUAL = {"on_poweroff": ("destroy",), "on_reboot": ("restart",), "on_crash": ("destroy", "restart")}
+_SECTIONS: dict[str, Known] = {
+    "vcpu": _known("@placement=static", "@cpuset", "@current"),
+    "cputune": _known("shares", "global_period", "global_quota"),
+    "memoryBacking": _known(
+        "nosharepages", "hugepages", "hugepages/page", "hugepages/page@size", "hugepages/page@unit"
+    ),
+    "os": _known(
+        "@firmware", "type", "type@arch", "type@machine", "kernel", "initrd", "cmdline",
+        "boot", "boot@dev=hd", "boot@dev=cdrom", "boot@dev=network",
+    ),
+    "features": _known("acpi", "apic"),
+    "cpu": _known("@mode", "@match", "@check", "@migratable", "model", "model@fallback"),
+    "clock": _known("@offset=utc", "timer=rtc*", "timer=pit*", "timer=hpet*"),
+    "resource": _known("partition=/machine"),
+    "seclabel": _known("@type=dynamic", "@model", "@relabel", "label", "imagelabel", "baselabel"),
+}  # fmt: skip
+_CHOSEN_BY_LIBVIRT = frozenset({"loader*", "nvram*", "firmware*"})
+"""What comes of `<os firmware=…>`."""
+_DISK = _known(
+    "@type", "@device", "driver", "driver@name", "driver@type", "driver@cache", "driver@discard=unmap", "source",
+    "source@file", "source@dev", "source@pool", "source@volume", "source@index", "target", "target@dev", "target@bus",
+    "readonly", "backingStore*",
+)  # fmt: skip
+_NIC = _known(
+    "@type", "mac", "mac@address", "source", "source@network", "source@bridge", "source@portid", "model", "model@type",
+    "target", "target@dev",
+)  # fmt: skip
+_CONSOLE = _known("@type", "@tty", "source*", "target*", "log", "log@file", "log@append=on", "protocol*")
+_CHANNEL = _known("@type=unix", "source*", "target", "target@type", "target@name", "target@state")
+_GRAPHICS = _known(
+    "@type", "@port", "@autoport", "@websocket", "@listen", "listen", "listen@type", "listen@address", "image*"
+)
+_VIDEO = _known("model", "model@type", "model@heads", "model@primary", "model@vram", "model@ram", "model@vgamem")
+_RNG = _known("@model=virtio", "backend", "backend@model")
+_BALLOON = _known("@model=virtio", "@autodeflate", "@freePageReporting", "stats", "stats@period")
+_CONTROLLER = _known("@type", "@index", "@model", "@ports", "@vectors", "model*", "target*", "master*")
+_PLAIN_VIDEO = ("virtio", "vga", "cirrus", "bochs", "none")
+_PLAIN_CONTROLLERS = ("usb", "pci", "ide", "sata", "virtio-serial", "fdc")
+_NAMESPACES = {
+    f"http://libvirt.org/schemas/domain/{driver}/1.0": driver for driver in ("qemu", "lxc", "xen", "bhyve", "vmware")
+}
+_TELLING = ("model", "type", "name", "mode")
+_LONGEST = 60
+
+
+def unexpressed(root: Element) -> tuple[str, ...]:
+    """Each thing of a domain that its spec leaves out, once, in the order of the XML."""
+    found: list[str] = []
+    for child in root:
+        tag = _tag(child)
+        if tag == "devices":
+            found += _devices(root, child)
+        elif tag in _SECTIONS:
+            known = _SECTIONS[tag]
+            if tag == "os" and child.get("firmware"):
+                known |= _CHOSEN_BY_LIBVIRT
+            found += _line(tag, _strangers(child, known))
+        elif tag not in _SAID and (child.text or "").strip() not in _USUAL.get(tag, ("\0",)):
+            found.append(_words(child))
+    return tuple(dict.fromkeys(found))
+
+
+def _line(what: str, strangers: Iterator[str]) -> list[str]:
+    together = ", ".join(dict.fromkeys(strangers))
+    return [f"{what}: {together}"] if together else []
+
+
+def _strangers(element: Element, known: Known, path: str = "") -> Iterator[str]:
+    """What of the element, which stands at `path`, is not known."""
+    words = f"{path.replace('/', ' ')} " if path else ""
+    for key, value in element.items():
+        if not known & {f"{path}@{key}", f"{path}@{key}={value}"}:
+            yield f"{words}{_attribute(key, value)}"
+    for child in element:
+        below = f"{path}/{_tag(child)}" if path else _tag(child)
+        value = child.get("name") or (child.text or "").strip()
+        if known & {f"{below}*", f"{below}={value}*"}:
+            continue
+        if known & {below, f"{below}={value}"}:
+            yield from _strangers(child, known, below)
+        else:
+            yield f"{words}{_words(child)}"
+
+
+def _attribute(key: str, value: str) -> str:
+    return f"{key} (not shown)" if "passwd" in key else f"{key}={value}"
+
+
+def _words(element: Element) -> str:
+    """The element in a few words: its tag, and what tells it from others of that tag."""
+    text = (element.text or "").strip()
+    telling = [value for key in _TELLING if (value := element.get(key))]
+    if not telling:
+        telling = [_attribute(key, value) for key, value in element.items() if "}" not in key]
+    if text and not len(element):
+        telling.append(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    return " ".join([_tag(element), *telling])
+
+
+def _tag(element: Element) -> str:
+    namespace, _, name = element.tag.rpartition("}")
+    prefix = _NAMESPACES.get(namespace.removeprefix("{"), namespace.removeprefix("{"))
+    return f"{prefix}:{name}" if prefix else name
+
+
+def _devices(root: Element, parent: Element) -> Iterator[str]:
+    consoles = devices.consoles(root)
+    display = next((graphics for graphics in parent.iterfind("graphics") if devices.is_vnc(graphics)), None)
+    for device in parent:
+        tag = _tag(device)
+        if tag in ("serial", "console"):
+            if device in consoles:
+                yield from _line("console", _strangers(device, _CONSOLE))
+            else:
+                yield f"{tag} {device.get('type')} {_of(device, 'target', 'type')}".rstrip()
+        elif tag == "graphics":
+            yield from _device(device, _GRAPHICS if device is display else None, _words(device))
+        elif tag == "video":
+            plain = display is not None and _of(device, "model", "type") in _PLAIN_VIDEO
+            yield from _device(device, _VIDEO if plain else None, f"video {_of(device, 'model', 'type')}")
+        else:
+            yield from _DEVICES.get(tag, _other)(device)
+
+
+def _device(device: Element, known: Known | None, words: str) -> list[str]:
+    """One of a kind: what is strange about it where it is in the spec, and its words where it is not."""
+    return [words] if known is None else _line(words, _strangers(device, known))
+
+
+def _of(device: Element, child: str, attribute: str) -> str:
+    found = device.find(child)
+    return "" if found is None else found.get(attribute, "")
+
+
+def _disk(device: Element) -> list[str]:
+    spec = devices.disk(device)
+    what = f"disk {_of(device, 'target', 'dev')}".rstrip()
+    return [f"{what}: {spec}"] if isinstance(spec, str) else _line(what, _strangers(device, _DISK))
+
+
+def _nic(device: Element) -> list[str]:
+    spec = devices.nic(device)
+    what = f"nic {_of(device, 'mac', 'address')}".rstrip()
+    return [f"{what}: {spec}"] if isinstance(spec, str) else _line(what, _strangers(device, _NIC))
+
+
+def _channel(device: Element) -> list[str]:
+    words = f"channel {device.get('type')} {_of(device, 'target', 'name')}".rstrip()
+    return _device(device, _CHANNEL if devices.is_agent(device) else None, words)
+
+
+def _rng(device: Element) -> list[str]:
+    return _device(device, _RNG if devices.is_rng(device) else None, f"rng {_of(device, 'backend', 'model')}")
+
+
+def _balloon(device: Element) -> list[str]:
+    return _device(device, _BALLOON if device.get("model") == "virtio" else None, _words(device))
+
+
+def _controller(device: Element) -> list[str]:
+    kind, model = device.get("type", ""), device.get("model", "")
+    plain = kind in _PLAIN_CONTROLLERS or (kind == "scsi" and model in ("virtio-scsi", ""))
+    return _device(device, _CONTROLLER if plain else None, f"controller {kind} {model}".rstrip())
+
+
+def _hostdev(device: Element) -> list[str]:
+    source = device.find("source")
+    address = None if source is None else source.find("address")
+    return [" ".join(filter(None, ("hostdev", device.get("type"), "" if address is None else _host_address(address))))]
+
+
+def _host_address(address: Element) -> str:
+    part = {key: value.removeprefix("0x") for key, value in address.items()}
+    if "slot" in part:
+        return (
+            f"{part.get('domain', '0'):0>4}:{part.get('bus', '0'):0>2}:{part['slot']:0>2}.{part.get('function', '0')}"
+        )
+    return address.get("uuid") or " ".join(f"{key}={value}" for key, value in address.items())
+
+
+def _filesystem(device: Element) -> list[str]:
+    return [f"filesystem {_of(device, 'source', 'dir')} as {_of(device, 'target', 'dir')}"]
+
+
+def _furniture(*kinds: tuple[str, str]) -> Callable[[Element], list[str]]:
+    """Names a device unless it is one of those that libvirt adds by itself, by (type, bus)."""
+
+    def name(device: Element) -> list[str]:
+        kind = (device.get("type", ""), device.get("bus", ""))
+        return [] if kind in kinds else [" ".join(filter(None, (_tag(device), *kind)))]
+
+    return name
+
+
+def _other(device: Element) -> list[str]:
+    return [_words(device)]
+
+
+_DEVICES: dict[str, Callable[[Element], list[str]]] = {
+    "emulator": lambda _: [],
+    "disk": _disk,
+    "interface": _nic,
+    "channel": _channel,
+    "rng": _rng,
+    "memballoon": _balloon,
+    "controller": _controller,
+    "hostdev": _hostdev,
+    "filesystem": _filesystem,
+    "input": _furniture(("mouse", "ps2"), ("keyboard", "ps2"), ("mouse", ""), ("keyboard", "")),
+    "audio": _furniture(("none", "")),
+}
