@@ -50,6 +50,8 @@ class Setting:
     found: str
     reason: str = ""
     """Why `found` is not `wanted`, or what else is to be said."""
+    respected: bool = False
+    """Somebody else's change, left alone on purpose."""
 
     @property
     def result(self) -> Literal["changed", "unchanged", "not applied"]:
@@ -117,7 +119,7 @@ def enable(settings: KsmSettings, journal: Journal, force: bool = False, root: P
         entry = entries.get(name)
         foreign = entry is not None and present not in (entry.new, wanted)
         if foreign and entry and name not in asked and not force:
-            done.append(Setting(name, present, wanted, present, _foreign(present, entry)))
+            done.append(Setting(name, present, wanted, present, _foreign(present, entry), respected=True))
             continue
         if present != wanted and name == "advisor_mode":
             # The kernel sets pages_to_scan anew whenever the advisor is switched.
@@ -203,7 +205,7 @@ def _put_back(root: Path, name: str, entry: Entry, journal: Journal, force: bool
         journal.forget(KIND, name)
         return Setting(name, present, present, present, "the kernel's advisor sets it")
     if entry.new is not None and present not in (entry.new, old) and not force:
-        return Setting(name, present, old, present, _foreign(present, entry))
+        return Setting(name, present, old, present, _foreign(present, entry), respected=True)
     setting = _write(root, name, present, old)
     if setting.result != "not applied":
         journal.forget(KIND, name)

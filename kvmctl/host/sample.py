@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvmctl.host import cgroup, cpu, ksm, memory, process
+from kvmctl.model.metrics import OFF
 from kvmctl.model.sample import GuestSample, HostSample
-
-OFF = ("stopped", "crashed")
-"""States in which a guest has no process."""
 
 
 def host(tsc_hz: int | None = None) -> HostSample:

@@ -90,21 +90,17 @@ def node(hypervisor: Hypervisor) -> Node | None:
     info = _supported("ask for the host's size", connection.getInfo)
     if info is None:
         return None
+    # `getInfo` adds up NUMA nodes, which memory that was added later is not in; this is /proc/meminfo's.
+    memory = _supported("ask for the host's memory", lambda: connection.getMemoryStats(-1, 0)) or {}
     return Node(
         name=_supported("ask for the host's name", connection.getHostname) or "unknown",
         architecture=info[0],
         cpus=info[2],
         mhz=info[3] or None,
         numa_nodes=info[4],
-        memory=_memory(connection) or info[1] * MIB,
-        free=_supported("ask for free memory", connection.getFreeMemory),
+        memory=memory["total"] * 1024 if "total" in memory else info[1] * MIB,
+        free=memory["free"] * 1024 if "free" in memory else None,
     )
-
-
-def _memory(connection: Any) -> int | None:
-    """What /proc/meminfo says there: `getInfo` adds up NUMA nodes, which memory added later is not in."""
-    stats = _supported("ask for the host's memory", lambda: connection.getMemoryStats(-1, 0))
-    return int(stats["total"]) * 1024 if stats and "total" in stats else None
 
 
 def tsc_hz(capabilities_xml: str) -> int | None:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from kvmctl.model.sample import GuestSample, KsmSample
 
 
+OFF = ("stopped", "crashed")
+"""States in which a guest has no process, and counters, where there are any, mean nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pressure:
     """One pressure stall file: percent of the last 10 and 60 seconds in which some, or all, tasks waited,
@@ -102,8 +106,8 @@ def host_rates(before: HostReading, after: HostReading) -> HostRates:
 
 
 def guest_rates(before: GuestReading | None, after: GuestReading) -> GuestRates:
-    """Rates between two readings of one guest; all None where it is new, or started anew in between."""
-    if before is None:
+    """Rates between two readings of one guest; all None where it is new, or was off at one of them."""
+    if before is None or before.sample.state in OFF or after.sample.state in OFF:
         return GuestRates(None, None, None, None)
     seconds = (after.taken - before.taken) / 1e9
     return GuestRates(

@@ -1,0 +1,155 @@
+"""`kvmctl host`: what the host is, what it is doing, and what is wrong with it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.duration import seconds
+from kvmctl.cli.output import emit_document, note, one_line, styled
+from kvmctl.cli.partial import hypervisor_or_error
+
+if TYPE_CHECKING:
+    from kvmctl.control.doctor.check import Check
+    from kvmctl.control.metrics import Reading
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
+
+
+@click.group()
+def host() -> None:
+    """The host: what it is, what it is doing, what is wrong with it.
+
+    \b
+    Example:
+      kvmctl host show
+      kvmctl host doctor
+    """
+
+
+@host.command()
+@pass_app
+def show(app: App) -> None:
+    """Show what the host is: virtualization, CPU, memory, control groups, versions, guests, pools.
+
+    \b
+    Example:
+      kvmctl host show
+      kvmctl -o json host show
+    """
+    from kvmctl.cli.host_lines import facts_lines
+    from kvmctl.control.facts import facts
+
+    hypervisor, error = hypervisor_or_error(app)
+    found = facts(hypervisor)
+    if not found["local"]:
+        note(app, f"{found['uri']} is not on this machine: what only its kernel knows is left out")
+    if app.output == "name":
+        click.echo(found["name"])
+    elif app.output == "table":
+        for line in facts_lines(found):
+            click.echo(line)
+    else:
+        emit_document(app, found)
+    if error:
+        raise error
+
+
+@host.command()
+@click.option(
+    "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Between two readings."
+)
+@click.option(
+    "--prometheus",
+    "target",
+    metavar="FILE|-",
+    help="Write one reading's counters in Prometheus' text format, for node_exporter's textfile collector.",
+)
+@pass_app
+def metrics(app: App, interval: float, target: str | None) -> None:
+    """Show what host and guests do: CPU, load, memory, swap, disks, networks, pressure.
+
+    \b
+    Example:
+      kvmctl host metrics --interval 5s
+      kvmctl host metrics --prometheus /var/lib/node_exporter/kvmctl.prom
+    """
+    from kvmctl.cli.host_lines import metrics_lines
+    from kvmctl.control.metrics import document, read
+
+    hypervisor, error = hypervisor_or_error(app)
+    before = read(hypervisor)
+    if target:
+        _expose(before, target)
+    else:
+        if before.host is None:
+            note(app, "the hypervisor is not on this machine: only its guests are shown")
+        time.sleep(interval)
+        _show(app, document(before, read(hypervisor)), metrics_lines)
+    if error:
+        raise error
+
+
+def _show(app: App, found: dict[str, Any], lines: Any) -> None:
+    if app.output == "name":
+        click.echo("".join(f"{guest['name']}\n" for guest in found["guests"] or ()), nl=False)
+    elif app.output == "table":
+        for line in lines(found):
+            click.echo(line)
+    else:
+        emit_document(app, found)
+
+
+def _expose(reading: Reading, target: str) -> None:
+    from kvmctl.host.files import write_atomic
+    from kvmctl.host.prometheus import exposition
+
+    text = exposition(reading.host, reading.guests)
+    if target == "-":
+        click.echo(text.decode(), nl=False)
+    else:
+        # Another user's collector reads it.
+        write_atomic(Path(target), text, mode=0o644)
+
+
+@host.command()
+@pass_app
+def doctor(app: App) -> int:
+    """Examine the way to the hypervisor, the kernel, pools and leftovers; each with cause and next command.
+
+    Works when libvirt does not. Ends with 1 if any check failed.
+
+    \b
+    Example:
+      kvmctl host doctor
+      kvmctl -c qemu+ssh://host2/system host doctor
+    """
+    from dataclasses import asdict
+
+    from kvmctl.control.doctor import examine
+    from kvmctl.control.doctor.connection import meant
+
+    checks = examine(meant(app.uri), app.hypervisor)
+    if app.output == "table":
+        # One by one as they are made: on a broken host some take seconds.
+        done = [_printed(check) for check in checks]
+    else:
+        done = list(checks)
+        if app.output == "name":
+            click.echo("".join(f"{check.name}\n" for check in done if check.result == "fail"), nl=False)
+        else:
+            emit_document(app, [asdict(check) for check in done])
+    return int(any(check.result == "fail" for check in done))
+
+
+def _printed(check: Check) -> Check:
+    result = styled(f"{check.result:<8}", fg=_COLOURS[check.result])
+    click.echo(f"{result}{check.name}: {one_line(check.found)}")
+    for text in (check.cause, check.next and f"→ {check.next}"):
+        if text:
+            click.echo(" " * 10 + one_line(text))
+    return check
