@@ -219,7 +219,7 @@ def _unknown(key: str) -> str:
 
 
 def set_fields(spec: GuestSpec, assignments: Mapping[str, str], context: Context) -> GuestSpec:
-    """`spec` with every assignment made.
+    """`spec` with every assignment made. It may be a guest's whole spec, or one that says nothing yet.
 
     Raises UsageError that names each assignment that cannot be read or that brings in a contradiction.
     """
@@ -229,12 +229,12 @@ def set_fields(spec: GuestSpec, assignments: Mapping[str, str], context: Context
         try:
             value = parse(key, text, context)
         except ValueError as error:
-            faults.append(f"{key}={quoted(text)}: {error}")
+            faults.append(f"{key if key in FIELDS else quoted(key)}={quoted(text)}: {error}")
             value = None  # so that what contradicts only the value from before is not reported
         if key in FIELDS or key.startswith(_LABELS):
             changed = put(changed, key, value)
-    before = check(spec)
-    faults += [f"{key}: {message}" for key, message in check(changed) if (key, message) not in before]
+    before = check(spec, complete=False)
+    faults += [f"{key}: {text}" for key, text in check(changed, complete=False) if (key, text) not in before]
     if faults:
         raise UsageError("\n".join(faults), f"guest {spec.name} was not changed")
     return changed

@@ -120,14 +120,36 @@ def dump(
     specs: Sequence[GuestSpec], project: str | None = None, comments: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> str:
     """Write a guest file that `load` reads back to the same specs. `comments` are lines above a guest, by its name."""
-    parts = [] if project is None else [_yaml({"project": project})]
+    parts = [] if project is None else [_yaml(_Block(project=project))]
     parts.append("guests:\n" if specs else "guests: []\n")
     for spec in specs:
         lines = [line for text in comments.get(spec.name, ()) for line in text.splitlines()]
         parts += [f"  # {''.join(c if c.isprintable() else '?' for c in line)}\n" for line in lines]
-        parts.append(textwrap.indent(_yaml([as_data(spec)]), "  "))
+        parts.append(textwrap.indent(_yaml([_Block(as_data(spec))]), "  "))
     return "".join(parts)
 
 
+class _Block(dict[str, Any]):
+    """A mapping that is written with one line a key; others go on one line where they hold single values only."""
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    pass
+
+
+def _block(dumper: yaml.SafeDumper, data: _Block) -> yaml.Node:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # As lines under a `|`, where these need no hints about the blanks around them.
+    lines = "\n" in text.strip() and not text[0].isspace() and not text.endswith("\n\n")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if lines else None)
+
+
+_Dumper.add_representer(_Block, _block)
+_Dumper.add_representer(str, _text)
+
+
 def _yaml(data: object) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None))

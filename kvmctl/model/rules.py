@@ -9,9 +9,13 @@ Fault = tuple[str, str]
 """The dotted key that is at fault (a disk's is `disks.0.target`), and a sentence."""
 
 
-def check(spec: GuestSpec) -> list[Fault]:
-    """Every contradiction in `spec`, in the order of a guest file."""
-    return [*_cpu(spec), *_memory(spec), *_boot(spec), *_disks(spec), *_nics(spec), *_cloud_init(spec)]
+def check(spec: GuestSpec, complete: bool = True) -> list[Fault]:
+    """Every contradiction in `spec`, in the order of a guest file.
+
+    A spec that is not `complete` says only what is to change on a guest: nothing is missing from it.
+    """
+    boot = _boot(spec, complete)
+    return [*_cpu(spec), *_memory(spec), *boot, *_disks(spec), *_nics(spec), *_cloud_init(spec)]
 
 
 def _cpu(spec: GuestSpec) -> Iterator[Fault]:
@@ -40,14 +44,15 @@ def _memory(spec: GuestSpec) -> Iterator[Fault]:
         yield "memory.swap", "huge pages cannot be swapped: leave out memory.hugepages or set memory.swap to false"
 
 
-def _boot(spec: GuestSpec) -> Iterator[Fault]:
+def _boot(spec: GuestSpec, complete: bool) -> Iterator[Fault]:
     boot = spec.boot
-    if boot.kernel is None:
+    if boot.kernel is not None:
+        if boot.iso is not None:
+            yield "boot.iso", "a guest starts either from boot.kernel or from boot.iso, not from both"
+    elif complete:
         for key, value in (("initrd", boot.initrd), ("cmdline", boot.cmdline)):
             if value is not None:
-                yield f"boot.{key}", f"boot.{key} has an effect only together with boot.kernel"
-    elif boot.iso is not None:
-        yield "boot.iso", "a guest starts either from boot.kernel or from boot.iso, not from both"
+                yield f"boot.{key}", "it has an effect only together with boot.kernel"
 
 
 def _disks(spec: GuestSpec) -> Iterator[Fault]:
@@ -66,14 +71,15 @@ def _disks(spec: GuestSpec) -> Iterator[Fault]:
 
 
 def _disk_source(disk: DiskSpec) -> Iterator[Fault]:
-    if disk.path is not None and disk.volume is not None:
-        yield "volume", "a disk has either a path or a volume, not both"
     if disk.path is None and disk.volume is None and disk.device != "cdrom":
         yield "", "a disk needs a path (an existing file or block device) or a volume; only a cdrom may be empty"
+        return
+    if disk.path is not None and disk.volume is not None:
+        yield "volume", "a disk has either a path or a volume, not both"
     if disk.volume is None:
         for part, value in (("pool", disk.pool), ("size", disk.size), ("base", disk.base)):
             if value is not None:
-                yield part, f"{part} has a meaning only together with volume"
+                yield part, "it has a meaning only together with volume"
         if disk.format is not None and disk.path is None:
             yield "format", "an empty drive has no format"
     if disk.base is not None and disk.format == "raw":
