@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from kvmctl.model.sample import GuestSample, KsmSample
 
-
 OFF = ("stopped", "crashed")
 """States in which a guest has no process, and counters, where there are any, mean nothing."""
 
