@@ -9,7 +9,8 @@ import libvirt
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.errors import doing, translate
 
-_WITHOUT_WEIGHTS = (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+_WITHOUT_WEIGHTS = (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG)
+"""The last is what drivers without cgroups (test, Xen) say of the flag for the running guest."""
 
 
 def host_cores(hypervisor: Hypervisor) -> int:
