@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from kvmctl.bootstrap import daemons, defaults, demo, device, environment, microguest, state
+from kvmctl.bootstrap import daemons, defaults, demo, device, environment, microguest, packages, state
 from kvmctl.bootstrap.progress import say
 from kvmctl.bootstrap.virsh import names, succeeds, virsh
 from kvmctl.host import accelerator
@@ -101,8 +101,8 @@ def _say_what_stays(kept: state.State, everything: bool) -> None:
             f"kept, so that the next start is quick: {microguest.CACHE} and {environment.ENVIRONMENT} "
             "(python3 -m kvmctl.bootstrap clean --all deletes them)"
         )
-    if kept.packages:
-        say(f"kept: the Debian packages that were installed; apt-get remove {' '.join(kept.packages)}")
+    if installed := sorted(set(kept.packages) - set(packages.lacking(kept.packages))):
+        say(f"kept: the Debian packages that were installed; apt-get remove {' '.join(installed)}")
 
 
 def remove_test_leftovers() -> None:

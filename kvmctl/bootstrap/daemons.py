@@ -35,16 +35,16 @@ def ensure() -> None:
 
 def _answers() -> bool:
     """Also where modular daemons do. Raises TimedOutError if something is there and stays silent."""
-    try:
-        with step("Asking libvirt for its version"):
+    with step("Asking libvirt for its version"):
+        try:
             virsh("version", timeout=_PROBE_SECONDS)
-    except TimedOutError as error:
-        raise TimedOutError(
-            f"libvirt accepts connections but did not answer within {_PROBE_SECONDS:.0f} s",
-            "look at its log (journalctl -u libvirtd, or /var/log/libvirt) and restart it",
-        ) from error
-    except KvmctlError:
-        return False
+        except TimedOutError as error:
+            raise TimedOutError(
+                f"libvirt accepts connections but did not answer within {_PROBE_SECONDS:.0f} s",
+                "look at its log (journalctl -u libvirtd, or /var/log/libvirt) and restart it",
+            ) from error
+        except KvmctlError:
+            return False
     return True
 
 

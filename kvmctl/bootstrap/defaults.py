@@ -33,17 +33,19 @@ def ensure_network() -> bool:
     """Have the network active if this host can; otherwise say why not and return False."""
     if NAME in names("net-list", "--name"):
         return True
+    before = state.load().network
     try:
-        _start_network()
+        _start_network(before)
     except KvmctlError as error:
+        if state.load().network == "started":
+            state.record(network=before)
         say(f"the network `{NAME}` cannot be started here ({reason(error)}): guests use user-mode networking")
         return False
     say(f"started the network `{NAME}`")
     return True
 
 
-def _start_network() -> None:
-    before = state.load().network
+def _start_network(before: str) -> None:
     if NAME in names("net-list", "--all", "--name"):
         state.record(network=before or "started")
     else:

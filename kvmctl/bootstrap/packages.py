@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmctl.bootstrap.progress import run, step
+from kvmctl.bootstrap.progress import run, say, step
 from kvmctl.model.errors import KvmctlError
 
 _HYPERVISOR = (
@@ -30,14 +30,15 @@ _APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "A
 
 def missing() -> list[str]:
     """What has to be installed, for the interpreter that runs now. Raises KvmctlError where this is no Debian."""
-    lacking = _lacking(_HYPERVISOR + _BUILD + (_INTERPRETER if sys.base_prefix == "/usr" else ()))
-    if "libvirt-daemon-system" in lacking and _lacking(["systemd-sysv"]):
+    found = lacking(_HYPERVISOR + _BUILD + (_INTERPRETER if sys.base_prefix == "/usr" else ()))
+    if "libvirt-daemon-system" in found and lacking(["systemd-sysv"]):
         # Left to itself, apt would make systemd the init system of a machine that has another, or none.
-        lacking.append(_INIT_SCRIPTS)
-    return lacking
+        found.append(_INIT_SCRIPTS)
+    return found
 
 
-def _lacking(names: Sequence[str]) -> list[str]:
+def lacking(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are not installed."""
     if not shutil.which("dpkg-query"):
         raise KvmctlError(
             "this is no Debian system: dpkg-query is missing",
@@ -56,23 +57,33 @@ def _lacking(names: Sequence[str]) -> list[str]:
 
 
 def install(names: Sequence[str]) -> None:
-    """Install packages, without those they only recommend. Raises KvmctlError naming what is missing."""
-    command = f"apt-get update && apt-get install --no-install-recommends {' '.join(names)}"
+    """Install packages, without those they only recommend. Raises KvmctlError naming what is missing and why."""
+    said = ""
     try:
-        update()
-        with step(f"Installing {len(names)} Debian packages ({', '.join(names)})"):
+        said = update()
+        say(f"these Debian packages are missing: {' '.join(names)}")
+        with step(f"Installing {len(names)} Debian packages"):
             run([*_APT, "install", "--no-install-recommends", *names], {"DEBIAN_FRONTEND": "noninteractive"})
     except KvmctlError as error:
+        reasons = _complaints(f"{said}\n{error.message}") or error.message
         raise KvmctlError(
-            f"{error.message}\nThese Debian packages are missing and could not be installed: {' '.join(names)}",
-            f"make the package sources reachable, then run this again, or by hand: {command}",
+            f"these Debian packages are missing and could not be installed: {' '.join(names)}\n{reasons}",
+            "make the package sources reachable, then run this again, or install them by hand: "
+            f"apt-get update && apt-get install --no-install-recommends {' '.join(names)}",
         ) from error
 
 
-def update() -> None:
-    """Fetch the lists of the package sources."""
+def _complaints(said: str) -> str:
+    """The first few lines in which apt says what is wrong; it does not fail when it cannot fetch lists."""
+    lines = [line.strip() for line in said.splitlines()]
+    found = dict.fromkeys(f"    {line}" for line in lines if line.startswith(("W: ", "E: ")))
+    return "\n".join(list(found)[:6])
+
+
+def update() -> str:
+    """Fetch the lists of the package sources; what apt said."""
     with step("Fetching the lists of Debian packages"):
-        run([*_APT, "update"])
+        return run([*_APT, "update"])
 
 
 def depended_on(metapackage: str, pattern: str) -> str:

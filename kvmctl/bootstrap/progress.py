@@ -1,6 +1,7 @@
 """Long steps that can be seen: one moving line with the running time on a terminal, plain lines elsewhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,9 @@ def step(text: str) -> Iterator[None]:
 def _move(text: str, started: float, ended: threading.Event) -> None:
     pause = _AT_ONCE_SECONDS
     while not ended.wait(pause):
-        sys.stderr.write(f"{_CLEAR}{text} … {time.monotonic() - started:.0f} s")
+        line = f"{text} … {time.monotonic() - started:.0f} s"
+        # What does not fit into one line could not be taken back.
+        sys.stderr.write(f"{_CLEAR}{line[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
         pause = _MOVE_SECONDS
 

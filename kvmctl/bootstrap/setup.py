@@ -35,8 +35,8 @@ def prepare() -> Machine:
     it. What is there already takes no time. Raises KvmctlError with what is missing."""
     check_root()
     if missing := packages.missing():
+        state.update(lambda known: replace(known, packages=tuple(dict.fromkeys((*known.packages, *missing)))))
         packages.install(missing)
-        state.update(lambda known: replace(known, packages=(*known.packages, *missing)))
     environment.ensure()
     device.ensure()
     daemons.ensure()
