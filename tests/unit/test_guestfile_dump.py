@@ -25,71 +25,74 @@ from tests.strategies import PRINTABLE, guest_names, guest_specs
 pytestmark = pytest.mark.unit
 
 
-def test_data_has_the_spelling_of_the_file() -> None:
+WEB1_DATA = {
+    "name": "web1",
+    "description": "The first,\n  and the best.\n",
+    "labels": {"env": "prod", "role": "web"},
+    "accelerator": "auto",
+    "cpu": {
+        "count": 2,
+        "max": 4,
+        "shares": 2000,
+        "limit": 1.5,
+        "reservation": 0.5,
+        "pin": "0-1,3",
+        "model": "host-passthrough",
+    },
+    "memory": {
+        "size": "1GiB",
+        "max": "2GiB",
+        "reservation": "512MiB",
+        "shares": "high",
+        "sharing": True,
+        "swap": False,
+        "hugepages": False,
+    },
+    "boot": {
+        "kernel": "/boot/vmlinuz",
+        "initrd": "/boot/initrd",
+        "cmdline": "console=ttyS0",
+        "order": ["disk", "network"],
+        "firmware": "bios",
+        "machine": "q35",
+    },
+    "disks": [
+        {
+            "volume": "web1.qcow2",
+            "pool": "fast",
+            "size": "10GiB",
+            "format": "qcow2",
+            "base": "debian12.qcow2",
+            "bus": "virtio",
+            "cache": "none",
+        },
+        {"path": "/dev/vg0/data", "bus": "scsi", "target": "sdb", "read-only": True},
+        {"bus": "sata", "device": "cdrom"},
+    ],
+    "nics": [
+        {"network": "default", "model": "virtio", "mac": "52:54:00:ab:cd:ef"},
+        {"bridge": "br0"},
+        {"user": True},
+    ],
+    "cloud-init": {
+        "hostname": "web1",
+        "user": "admin",
+        "ssh-keys": ["/root/.ssh/id_ed25519.pub", "ssh-ed25519 AAAAC3Nz someone"],
+        "network-config": "/etc/kvmctl/net.yaml",
+    },
+    "console": {"log": "/var/log/guest.log"},
+    "vnc": {"listen": "0.0.0.0", "port": 5901},
+    "agent": True,
+    "rng": True,
+    "autostart": True,
+    "state": "paused",
+}
+
+
+def test_data_has_the_spelling_and_the_order_of_the_file() -> None:
     data = as_data(WEB1)
-    assert data == {
-        "name": "web1",
-        "description": "The first,\n  and the best.\n",
-        "labels": {"env": "prod", "role": "web"},
-        "accelerator": "auto",
-        "cpu": {
-            "count": 2,
-            "max": 4,
-            "shares": 2000,
-            "limit": 1.5,
-            "reservation": 0.5,
-            "pin": "0-1,3",
-            "model": "host-passthrough",
-        },
-        "memory": {
-            "size": "1GiB",
-            "max": "2GiB",
-            "reservation": "512MiB",
-            "shares": "high",
-            "sharing": True,
-            "swap": False,
-            "hugepages": False,
-        },
-        "boot": {
-            "kernel": "/boot/vmlinuz",
-            "initrd": "/boot/initrd",
-            "cmdline": "console=ttyS0",
-            "order": ["disk", "network"],
-            "firmware": "bios",
-            "machine": "q35",
-        },
-        "disks": [
-            {
-                "volume": "web1.qcow2",
-                "pool": "fast",
-                "size": "10GiB",
-                "format": "qcow2",
-                "base": "debian12.qcow2",
-                "bus": "virtio",
-                "cache": "none",
-            },
-            {"path": "/dev/vg0/data", "bus": "scsi", "target": "sdb", "read-only": True},
-            {"bus": "sata", "device": "cdrom"},
-        ],
-        "nics": [
-            {"network": "default", "model": "virtio", "mac": "52:54:00:ab:cd:ef"},
-            {"bridge": "br0"},
-            {"user": True},
-        ],
-        "cloud-init": {
-            "hostname": "web1",
-            "user": "admin",
-            "ssh-keys": ["/root/.ssh/id_ed25519.pub", "ssh-ed25519 AAAAC3Nz someone"],
-            "network-config": "/etc/kvmctl/net.yaml",
-        },
-        "console": {"log": "/var/log/guest.log"},
-        "vnc": {"listen": "0.0.0.0", "port": 5901},
-        "agent": True,
-        "rng": True,
-        "autostart": True,
-        "state": "paused",
-    }
-    assert list(data)[:4] == ["name", "description", "labels", "accelerator"]
+    assert data == WEB1_DATA
+    assert list(data) == list(WEB1_DATA)
 
 
 @pytest.mark.parametrize(
