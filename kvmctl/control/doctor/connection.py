@@ -100,10 +100,17 @@ def _remedy(uri: str, sock: daemons.Socket) -> str:
     if "socket" in parse_qs(urlsplit(uri).query):
         return f"the URI names this socket: leave out socket={sock.path}, or start what listens there"
     if sock.state == "listening":
-        return "the daemon listens but refuses; its log says why: journalctl -u libvirtd -n 50"
+        return _refusal()
     candidates = ("libvirtd", _MODULAR.get(urlsplit(uri).scheme, "libvirtd"))
     there = next((name for name in candidates if daemons.installed(name)), None)
     return daemons.start_command(there) if there else "install libvirt: apt-get install libvirt-daemon-system"
+
+
+def _refusal() -> str:
+    if os.geteuid() != 0:
+        return f"run this as root, or let polkit permit it: usermod -aG libvirt {daemons.user()}, then log in again"
+    log = "journalctl -u libvirtd -n 50" if daemons.has_systemd() else "ls /var/log/libvirt"
+    return f"the daemon listens but refuses; its log may say why: {log}"
 
 
 def sockets(uri: str) -> list[Path]:
