@@ -229,7 +229,7 @@ def set_fields(spec: GuestSpec, assignments: Mapping[str, str], context: Context
         try:
             value = parse(key, text, context)
         except ValueError as error:
-            faults.append(f"{key if key in FIELDS else quoted(key)}={quoted(text)}: {error}")
+            faults.append(f"{key if key in FIELDS else quoted(key)}: {error}")
             value = None  # so that what contradicts only the value from before is not reported
         if key in FIELDS or key.startswith(_LABELS):
             changed = put(changed, key, value)

@@ -273,7 +273,7 @@ def test_every_bad_assignment_is_named_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         set_fields(spec, bad, HOST)
     said = caught.value.message.splitlines()
-    assert [line.partition(":")[0].partition("=")[0] for line in said] == [
+    assert [line.partition(":")[0] for line in said] == [
         "cpu.shares",
         "'cpu.pins'",
         "vnc.port",
@@ -281,7 +281,7 @@ def test_every_bad_assignment_is_named_at_once() -> None:
         "memory.max",
     ]
     assert "web1" in caught.value.hint
-    assert all(len(line) < 200 for line in said)
+    assert all(len(line) < 800 for line in said)
 
 
 def test_a_value_that_cannot_be_read_brings_no_second_complaint() -> None:
