@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         say(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         return 1
     except KeyboardInterrupt:
-        say("\ninterrupted; running it again goes on from here")
+        say("interrupted; running it again goes on from here")
         return 130
 
 

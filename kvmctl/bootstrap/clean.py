@@ -109,20 +109,21 @@ def remove_test_leftovers() -> None:
     """Remove the guests, pools and folders that tests left which were killed. What belongs to a test run
     that is still going on stays."""
     for name in sorted(names("list", "--all", "--name")):
-        if _is_left_over(name):
+        if is_left_over(name):
             _remove_guest(name)
     for name in sorted(names("pool-list", "--name")):
-        if _is_left_over(name):
+        if is_left_over(name):
             virsh("pool-destroy", name)
     for folder in _TEST_FOLDERS.glob(f"{_TEST_PREFIX}*"):
-        if _is_left_over(folder.name):
+        if is_left_over(folder.name):
             shutil.rmtree(folder)
 
 
-def _is_left_over(name: str) -> bool:
+def is_left_over(name: str) -> bool:
+    """Whether a name is one that tests give, and the test run that gave it is over."""
     if not name.startswith(_TEST_PREFIX):
         return False
-    # Tests put the number of their process into what they make.
+    # The last but one part is the number of the run's process.
     maker = re.search(r"-(\d+)-\d+$", name)
     return not (maker and _is_python(int(maker[1])))
 

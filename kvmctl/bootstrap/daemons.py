@@ -78,10 +78,10 @@ def _start(name: str) -> None:
     pid = int(Path(f"/run/{name}.pid").read_text())
     say(f"started {name} (process {pid})")
     others = tuple(known for known in state.load().daemons if known.name != name)
-    state.record(daemons=(*others, Daemon(name, pid, _started(pid))))
+    state.record(daemons=(*others, Daemon(name, pid, started(pid))))
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process was started, unique over reboots; empty if it runs no more."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -95,7 +95,7 @@ def _started(pid: int) -> str:
 
 def running() -> list[Daemon]:
     """The daemons we started that still run."""
-    return [daemon for daemon in state.load().daemons if _started(daemon.pid) == daemon.started != ""]
+    return [daemon for daemon in state.load().daemons if started(daemon.pid) == daemon.started != ""]
 
 
 def stop() -> None:
@@ -103,7 +103,7 @@ def stop() -> None:
     for daemon in sorted(running(), key=lambda daemon: daemon.name):
         os.kill(daemon.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
-        while _started(daemon.pid) == daemon.started:
+        while started(daemon.pid) == daemon.started:
             if time.monotonic() > deadline:
                 raise TimedOutError(f"{daemon.name} (process {daemon.pid}) did not stop in {_STOP_SECONDS:.0f} s")
             time.sleep(0.1)

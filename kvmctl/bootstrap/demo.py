@@ -127,8 +127,8 @@ def _next_report(name: str, timeout: float) -> Report:
         # The log starts anew when it has grown large.
         if (size := _size(log(name))) < start:
             start = 0
-        if size > start and (reports := _reports(log(name), start)):
-            return reports[-1]
+        if size > start and (found := reports(_said(log(name), start))):
+            return found[-1]
         if time.monotonic() > deadline:
             raise TimedOutError(
                 f"the guest {name} reported nothing within {timeout:.0f} s", f"look at its console: {log(name)}"
@@ -140,16 +140,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _reports(path: Path, start: int) -> list[Report]:
+def _said(path: Path, start: int) -> str:
     with path.open("rb") as file:
         file.seek(start)
-        text = file.read().decode(errors="replace")
-    return [_report(line) for line in _REPORT.findall(text)]
+        return file.read().decode(errors="replace")
 
 
-def _report(line: str) -> Report:
-    values = dict(pair.split("=", 1) for pair in line.split())
-    return Report(float(values["up"]), int(values["count"]), int(values["mem_available_kb"]))
+def reports(text: str) -> list[Report]:
+    """The whole reports in what a micro guest printed."""
+    found = (dict(pair.split("=", 1) for pair in line.split()) for line in _REPORT.findall(text))
+    return [Report(float(said["up"]), int(said["count"]), int(said["mem_available_kb"])) for said in found]
 
 
 def _change() -> None:

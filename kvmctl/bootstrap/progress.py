@@ -16,7 +16,7 @@ from kvmctl.model.errors import KvmctlError, TimedOutError
 
 _CLEAR = "\r\x1b[K"
 _AT_ONCE_SECONDS = 0.5
-_MOVE_SECONDS = 0.2
+_MOVE_SECONDS = 1.0
 _REMIND_SECONDS = 30.0
 _TAIL_LINES = 25
 
@@ -39,6 +39,9 @@ def step(text: str) -> Iterator[None]:
     try:
         yield
         result = "done"
+    except KeyboardInterrupt:
+        result = "interrupted"
+        raise
     finally:
         ended.set()
         shower.join()
