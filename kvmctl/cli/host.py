@@ -131,7 +131,7 @@ def doctor(app: App) -> int:
     from dataclasses import asdict
 
     from kvmctl.control.doctor import examine
-    from kvmctl.control.doctor.connection import meant
+    from kvmctl.hypervisor.uri import meant
 
     checks = examine(meant(app.uri), app.hypervisor)
     if app.output == "table":

@@ -55,14 +55,14 @@ def show(app: App) -> None:
       kvmctl ksm show
       kvmctl -o json ksm show
     """
-    from kvmctl.control import ksm as control
+    from kvmctl.control.ksm_report import remote_report, report
 
     hypervisor, error = hypervisor_or_error(app)
     if hypervisor and not hypervisor.local:
         note(app, f"{hypervisor.uri} is not on this machine: only what libvirt tells is shown")
-        emit_document(app, control.remote_report(hypervisor))
+        emit_document(app, remote_report(hypervisor))
         return
-    found = control.report(hypervisor)
+    found = report(hypervisor)
     if app.output in ("table", "name"):
         _print(app, found)
     else:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def hypervisor_or_error(app: App) -> tuple[Hypervisor | None, UnreachableError | None]:
     """The hypervisor, or why there is none. Raises that where the user means another machine."""
-    from kvmctl.control.doctor.connection import is_local, meant
+    from kvmctl.hypervisor.uri import is_local, meant
 
     try:
         return app.hypervisor(), None

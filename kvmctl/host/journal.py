@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,19 +68,26 @@ class Journal:
 
         A second record of a key keeps its first `old`. If this raises, nothing has been changed yet.
         """
-        with self._writing(f"the change of {key} is not recorded, so it was not made") as content:
-            known = content.changes.setdefault(kind, {}).get(key)
-            first = known.old if known else old
-            content.changes[kind][key] = Entry(first, new, self._boot, time.time())
+        self.record_all(kind, {key: (old, new)})
+
+    def record_all(self, kind: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """`record` for several keys, each with its (old, new), at the cost of one."""
+        otherwise = f"the change of {', '.join(changes)} is not recorded, so it was not made"
+        with self._writing(otherwise) as content:
+            entries = content.changes.setdefault(kind, {})
+            for key, (old, new) in changes.items():
+                first = entries[key].old if key in entries else old
+                entries[key] = Entry(first, new, self._boot, time.time())
 
     def entries(self, kind: str) -> dict[str, Entry]:
         """What kvmctl changed of `kind`, by key. A reboot undoes all of it, so older entries do not count."""
         return self._read().changes.get(kind, {})
 
-    def forget(self, kind: str, key: str) -> None:
-        """The old value is back in place, or no longer ours to put back."""
-        with self._writing(f"the journal still lists {key}") as content:
-            content.changes.get(kind, {}).pop(key, None)
+    def forget(self, kind: str, *keys: str) -> None:
+        """The old values are back in place, or no longer ours to put back."""
+        with self._writing(f"the journal still lists {', '.join(keys)}") as content:
+            for key in keys:
+                content.changes.get(kind, {}).pop(key, None)
 
     def begin(self, kind: str, key: str, data: Any) -> None:
         """Note, before doing it, that something is begun which a killed run would leave half done."""

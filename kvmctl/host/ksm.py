@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kvmctl.host import memory
+from kvmctl.host import daemons, memory
 from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted, write_kernel
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.errors import KvmctlError, RefusedError, UnreachableError
@@ -82,6 +82,14 @@ def sample(root: Path = ROOT) -> KsmSample | None:
         smart_scan=read_int(root / "smart_scan"),
         advisor_mode=_value(root, "advisor_mode"),
     )
+
+
+def managers() -> list[str]:
+    """Other programs that set KSM on this host: they may change what kvmctl has set."""
+    active = [unit for unit in ("ksm.service", "ksmtuned.service") if daemons.unit_is_active(unit)]
+    if "ksmtuned.service" not in active:
+        active += daemons.running(("ksmtuned",))
+    return active
 
 
 def _count(root: Path, name: str) -> int:

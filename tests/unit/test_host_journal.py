@@ -29,6 +29,17 @@ def test_the_first_old_and_the_latest_new_are_kept(journal: Journal) -> None:
     assert Journal(journal.path).entries("ksm") == {}
 
 
+def test_several_changes_are_recorded_at_once(journal: Journal) -> None:
+    journal.record("weight", "a", 1, 2)
+    journal.record_all("weight", {"a": (2, 3), "b": (4, 5)})
+    assert {key: (entry.old, entry.new) for key, entry in journal.entries("weight").items()} == {
+        "a": (1, 3),
+        "b": (4, 5),
+    }
+    journal.forget("weight", "a", "b", "c")
+    assert journal.entries("weight") == {}
+
+
 def test_kinds_do_not_meet(journal: Journal) -> None:
     journal.record("ksm", "run", 0, 1)
     journal.record("pci", "run", "a", "b")

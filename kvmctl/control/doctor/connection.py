@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 from kvmctl.control.doctor.check import Check
 from kvmctl.host import daemons
 from kvmctl.hypervisor import capabilities, host
-from kvmctl.hypervisor.connection import SYSTEM_URIS, Hypervisor
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.uri import is_local
 from kvmctl.model.errors import KvmctlError
 
 SLOW_SECONDS = 2.0
@@ -34,17 +35,6 @@ class Opened:
     def local(self) -> bool:
         """Whether the URI names a hypervisor of this machine."""
         return self.hypervisor.local if self.hypervisor else is_local(self.uri)
-
-
-def meant(uri: str | None) -> str:
-    """The URI that a user means who gave `uri`, or none."""
-    return uri or os.environ.get("LIBVIRT_DEFAULT_URI") or SYSTEM_URIS[0]
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI that may not be open means this machine."""
-    parts = urlsplit(uri)
-    return parts.scheme != "test" and not parts.hostname
 
 
 def connect(uri: str, connect_to: Callable[[], Hypervisor]) -> Opened:

@@ -114,17 +114,10 @@ def _ksm() -> Iterator[Check]:
         yield Check("ksm", "ok", f"KSM merges: {sample.pages_sharing} pages are saved")
     else:
         yield Check("ksm", "ok", "KSM is off: equal pages of guests are kept twice", "", "kvmctl ksm enable")
-    for manager in ksm_managers():
+    for manager in ksm.managers():
         cause = "it changes the same settings as kvmctl, and never sees guests that libvirt starts"
         hint = f"systemctl disable --now {manager}" if daemons.has_systemd() else f"stop {manager}"
         yield Check("ksm manager", "warn", f"{manager} is active", cause, hint)
-
-
-def ksm_managers() -> list[str]:
-    """Other programs that set KSM on this host."""
-    found = set(daemons.running(("ksmtuned",)))
-    found |= {unit for unit in ("ksm.service", "ksmtuned.service") if daemons.unit_is_active(unit)}
-    return sorted(found - {"ksmtuned"} if "ksmtuned.service" in found else found)
 
 
 def _swap() -> Check:
