@@ -121,7 +121,7 @@ def _expose(reading: Reading, target: str) -> None:
 def doctor(app: App) -> int:
     """Examine the way to the hypervisor, the kernel, pools and leftovers; each with cause and next command.
 
-    Works when libvirt does not. Ends with 1 if any check failed.
+    Works when libvirt does not. Ends with 1 if any check failed; -o name names those.
 
     \b
     Example:

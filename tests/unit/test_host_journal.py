@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def test_several_changes_are_recorded_at_once(journal: Journal) -> None:
     }
     journal.forget("weight", "a", "b", "c")
     assert journal.entries("weight") == {}
+
+
+def test_writers_at_the_same_time_lose_nothing(journal: Journal) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: Journal(journal.path).begin("volume", str(number), None), range(40)))
+    assert {intent.key for intent in journal.unfinished()} == {str(number) for number in range(40)}
 
 
 def test_kinds_do_not_meet(journal: Journal) -> None:
@@ -141,6 +148,7 @@ def test_no_content_makes_it_crash(tmp_path_factory: pytest.TempPathFactory, doc
 
 _FULL_DISK = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from kvmctl.host.journal import Journal
 from kvmctl.model.errors import KvmctlError
