@@ -153,25 +153,26 @@ def reports(text: str) -> list[Report]:
 
 
 def _change() -> None:
-    before_kernel, before_guest = _kernel_files(_CHANGED), _measure(_CHANGED)
-    _kvmctl("set", _CHANGED, "cpu.limit=0.25", "memory.size=192MiB")
-    after_kernel, after_guest = _kernel_files(_CHANGED), _measure(_CHANGED)
-    print(f"\nWhat the kernel has for {_CHANGED}, before and after:")
-    for file, text in after_kernel.items():
-        print(f"  {file}: {before_kernel.get(file, 'absent')} → {text}")
-    print("What the guest itself says:")
-    print(f"  loops a second: {before_guest[0]:.0f} → {after_guest[0]:.0f}")
-    print(f"  memory available: {before_guest[1] // 1024} MiB → {after_guest[1] // 1024} MiB", flush=True)
+    kernel, guest = _kernel_files(_CHANGED), _measure(_CHANGED)
+    _kvmctl("set", _CHANGED, "cpu.limit=0.1", "memory.size=192MiB")
+    changed_kernel, changed_guest = _kernel_files(_CHANGED), _measure(_CHANGED)
+    print("\nWhat the kernel has, before and after:")
+    for file, text in changed_kernel.items():
+        print(f"  {file}: {kernel.get(file, 'absent')} → {text}")
+    print(f"What {_CHANGED} itself says, before and after:")
+    print(f"  loops a second: {guest[0]:.1f} → {changed_guest[0]:.1f}")
+    print(f"  memory available: {guest[1] // 1024} MiB → {changed_guest[1] // 1024} MiB", flush=True)
 
 
 def _kernel_files(name: str) -> dict[Path, str]:
-    """The control group's files that a CPU limit is in, of whichever version the host has."""
+    """The files a CPU limit is in, of the guest's control group of whichever version."""
     uuid = virsh.virsh("domuuid", name).strip()
     pid = process.find_guests([uuid]).get(uuid)
     folder = cgroup.guest_directory(pid) if pid else None
     if folder is None:
         return {}
-    files = (folder / file for file in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.weight", "cpu.shares"))
+    # With systemd and version 2, libvirt may set the limit one level below the guest's own.
+    files = (place / file for place in (folder, folder / "libvirt") for file in ("cpu.max", "cpu.cfs_quota_us"))
     return {file: text.strip() for file in files if (text := read_text(file))}
 
 
