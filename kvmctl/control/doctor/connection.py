@@ -109,7 +109,7 @@ def sockets(uri: str) -> list[Path]:
     if named := parse_qs(parts.query).get("socket"):
         return [Path(named[0])]
     folder = _RUN
-    if parts.path == "/session":
+    if parts.path == "/session" and os.geteuid() != 0:
         folder = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "libvirt"
     modular = _MODULAR.get(parts.scheme)
     return ([folder / f"{modular}-sock"] if modular else []) + [folder / "libvirt-sock"]
@@ -122,7 +122,8 @@ def _answering_socket(uri: str) -> daemons.Socket:
 
 
 def _session(uri: str) -> Check:
-    if urlsplit(uri).path != "/session":
+    if urlsplit(uri).path != "/session" or os.geteuid() == 0:
+        # Root's session is served by the system's daemon.
         return Check("scope", "ok", f"{uri} is the whole system's hypervisor")
     return Check(
         "scope",
@@ -147,12 +148,23 @@ def _daemons(opened: Opened) -> Iterator[Check]:
     elif monolithic in found:
         yield Check("daemons", "ok", f"{monolithic} runs, the monolithic daemon")
     elif modular in found:
-        yield Check("daemons", "ok", f"{modular} runs, the modular daemon; pools and networks have their own")
+        yield _modular(modular)
     elif opened.hypervisor:
         yield Check("daemons", "ok", "none runs now: the socket starts it on demand, or it is on its own")
     else:
         yield Check("daemons", "fail", "no libvirt daemon runs", "", _remedy(opened.uri, sock))
     yield _log_daemon(found)
+
+
+def _modular(daemon: str) -> Check:
+    """Modular libvirt has a daemon of its own for pools and one for networks."""
+    sockets = {name: daemons.probe_socket(_RUN / f"{name}-sock") for name in ("virtstoraged", "virtnetworkd")}
+    absent = [name for name, sock in sockets.items() if sock.state == "absent"]
+    if not absent:
+        return Check("daemons", "ok", f"{daemon} runs, the modular daemon, with those for pools and networks")
+    cause = f"without {' and '.join(absent)} there are no pools or networks"
+    hint = " && ".join(f"systemctl enable --now {name}.socket" for name in absent)
+    return Check("daemons", "warn", f"{daemon} runs, the modular daemon, but not all that belong to it", cause, hint)
 
 
 def _socket(sock: daemons.Socket, opened: Opened) -> Check:
