@@ -19,7 +19,7 @@ from kvmctl.model.errors import ConflictError, KvmctlError, TimedOutError
 GUESTS = ("demo-gold", "demo-silver", "demo-bronze")
 LOGS = Path("/var/log/kvmctl")
 _CHANGED = "demo-bronze"
-_BOOT_SECONDS = 240.0
+_BOOT_SECONDS = 300.0
 _MEASURE_SECONDS = 8.0
 _REPORT = re.compile(r"^micro (.*\bnics=\S+)\r?$", re.MULTILINE)
 

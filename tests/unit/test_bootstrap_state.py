@@ -123,7 +123,7 @@ def test_without_root_it_says_so_and_stops(monkeypatch: pytest.MonkeyPatch, caps
 def test_it_needs_nothing_but_the_standard_library() -> None:
     check = "import kvmctl.bootstrap.__main__, sys; print(*{m.partition('.')[0] for m in sys.modules})"
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(root)!r}); {check}"],
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(root)!r}); {check}"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     imported = {name for name in done.stdout.split() if not name.startswith("_")}
     assert imported <= sys.stdlib_module_names | {"kvmctl"}
