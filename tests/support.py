@@ -105,7 +105,9 @@ class Console:
         tty.setraw(self.file)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self.file)
 
     def _read(self, pattern: bytes, timeout: float) -> re.Match[bytes]:
@@ -143,6 +145,12 @@ class Console:
         output = found[1].decode(errors="replace").replace("\r\n", "\n")
         assert found[2] == b"0", f"{command!r} exits with {found[2]!r} in {self.guest.name}: {output}"
         return output
+
+    def ballooned(self) -> int:
+        """Bytes that the guest's balloon driver holds. MemTotal does not tell: with `autodeflate` a balloon is
+        accounted as used memory."""
+        pages = dict(line.split() for line in self.run("grep ^balloon_ /proc/vmstat").splitlines())
+        return (int(pages["balloon_inflate"]) - int(pages["balloon_deflate"])) * 4096
 
     def meminfo(self, key: str) -> int:
         """A line of the guest's /proc/meminfo, in bytes."""

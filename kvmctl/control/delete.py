@@ -59,14 +59,11 @@ def plan(hypervisor: Hypervisor, guests: Sequence[Guest], disks: bool) -> list[R
 
 def _used_by_others(hypervisor: Hypervisor, leaving: set[str]) -> dict[str, str]:
     used: dict[str, str] = {}
-    for domain in domains.domains(hypervisor):
-        if domain.name() in leaving:
-            continue
-        texts = [domains.definition(domain)]
-        if domain.isActive():
-            texts.append(domains.live_definition(domain))
-        for text in texts:
-            used |= dict.fromkeys(images(text), domain.name())
+    others = [domain for domain in domains.domains(hypervisor) if domain.name() not in leaving]
+    for domain, text in domains.definitions(others):
+        used |= dict.fromkeys(images(text), domain.name())
+    for domain, text in domains.live_definitions(others):
+        used |= dict.fromkeys(images(text), domain.name())
     return used
 
 

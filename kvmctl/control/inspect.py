@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from kvmctl.control.plan import running_spec
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.guestfile import as_data
@@ -51,7 +52,7 @@ def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
     """Fields whose stored value a running guest does not have yet."""
     if domains.state(domain) not in ("running", "paused", "suspended"):
         return []
-    running = parse(domains.live_definition(domain)).spec
+    running = running_spec(domain)
     return [
         {"field": change.field, "running": change.old, "stored": change.new}
         for change in diff(replace(stored, autostart=None), running)

@@ -8,17 +8,18 @@ from typing import Any
 
 from kvmctl.control import preflight
 from kvmctl.control.resolve import DEFAULT_POOL, VolumePlan, resolve_disks
-from kvmctl.hypervisor import domains, storage
+from kvmctl.hypervisor import domains, live, storage
 from kvmctl.hypervisor.capabilities import capabilities, domain_capabilities
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change
+from kvmctl.model.cpuset import format_cpuset
 from kvmctl.model.defaults import fill
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, PartialError, UsageError
 from kvmctl.model.platform import Platform
 from kvmctl.model.rules import check
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import format_size
-from kvmctl.policy.diff import diff, overlay, resolve_levels
+from kvmctl.policy.diff import diff, overlay, raise_maxima
 from kvmctl.xml.capabilities import parse_platform
 from kvmctl.xml.parse import parse
 
@@ -90,7 +91,6 @@ class Planner:
         platform = self.platform(accelerator)
         resolved, volumes = resolve_disks(self.hypervisor, replace(spec, accelerator=accelerator))  # type: ignore[arg-type]
         full = fill(resolved, platform)
-        full = resolve_levels(full, full)
         full, seed = self._seed(full, None)
         volumes += seed
         brings_to = {"paused": "paused", "stopped": None}.get(spec.state or "running", "running")
@@ -106,16 +106,16 @@ class Planner:
         current = replace(parse(definition).spec, autostart=domains.autostart(domain))
         state = domains.state(domain)
         running = state in ("running", "paused", "suspended")
-        live = parse(domains.live_definition(domain)).spec if running else None
+        runs_with = running_spec(domain) if running else None
         if not domains.is_persistent(domain):
             raise ConflictError(
                 f"guest {spec.name} is transient: it has no definition to change",
                 f"virsh define it from kvmctl xml {spec.name}",
             )
-        resolved, volumes = resolve_disks(self.hypervisor, resolve_levels(spec, current))
+        resolved, volumes = resolve_disks(self.hypervisor, raise_maxima(spec, current))
         resolved, seed = self._seed(resolved, current)
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in (*volumes, *seed)]
-        changes += diff(resolved, current, live)
+        changes += diff(resolved, current, runs_with)
         brings_to = self._state_change(spec, state, changes)
         if changes:
             self._check(resolved, volumes + seed, starts=brings_to is not None)
@@ -124,7 +124,7 @@ class Planner:
             resolved.accelerator if resolved.accelerator in ("kvm", "tcg") else current.accelerator or "kvm"
         )
         return GuestPlan(
-            resolved, platform, tuple(changes), volumes + seed, domain, definition, current, live, brings_to
+            resolved, platform, tuple(changes), volumes + seed, domain, definition, current, runs_with, brings_to
         )
 
     def _state_change(self, spec: GuestSpec, state: str, changes: list[Change]) -> str | None:
@@ -168,10 +168,16 @@ class Planner:
             raise_together(found)
 
 
+def running_spec(domain: Any) -> GuestSpec:
+    """What a guest runs with now. Its XML says nowhere what it was pinned to since it was started."""
+    spec = parse(domains.live_definition(domain)).spec
+    return replace(spec, cpu=replace(spec.cpu, pin=format_cpuset(live.pin(domain))))
+
+
 def _check_together(desired: GuestSpec, current: GuestSpec) -> None:
     """Refuse what is right by itself but not together with what the guest has already."""
-    merged = overlay(current, desired)
-    if problems := check(merged):
+    before = check(current)
+    if problems := [fault for fault in check(overlay(current, desired)) if fault not in before]:
         raise UsageError("\n".join(f"guest {desired.name}: {key}: {text}" for key, text in problems))
 
 

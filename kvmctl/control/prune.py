@@ -12,8 +12,14 @@ from kvmctl.xml import metadata
 def prunable(hypervisor: Hypervisor, wanted: GuestFile) -> list[Guest]:
     """The guests recorded as the file's project that the file does not name."""
     declared = {spec.name for spec in wanted.guests}
-    return [
-        (sample, domain)
+    others = {
+        sample.name: (sample, domain)
         for sample, domain in domains.samples_with_domains(hypervisor)
-        if sample.name not in declared and metadata.read(domains.definition(domain)).project == wanted.project
+        if sample.name not in declared
+    }
+    handles = [domain for _sample, domain in others.values()]
+    return [
+        others[domain.name()]
+        for domain, text in domains.definitions(handles)
+        if metadata.read(text).project == wanted.project
     ]

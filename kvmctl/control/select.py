@@ -21,7 +21,11 @@ def matching(hypervisor: Hypervisor, patterns: Sequence[str] = (), labels: Seque
     guests = domains.samples_with_domains(hypervisor)
     if patterns:
         guests = [guest for guest in guests if any(_bears(guest[0].name, pattern) for pattern in patterns)]
-    return [guest for guest in guests if set(wanted) <= labels_of(guest[1])] if wanted else guests
+    if not wanted:
+        return guests
+    by_name = {sample.name: (sample, domain) for sample, domain in guests}
+    found = domains.definitions(domain for _sample, domain in guests)
+    return [by_name[domain.name()] for domain, text in found if set(wanted) <= labels_of(text)]
 
 
 def chosen(hypervisor: Hypervisor, patterns: Sequence[str], labels: Sequence[str]) -> list[Guest]:
@@ -55,8 +59,8 @@ def parse_label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def labels_of(domain: Any) -> set[tuple[str, str]]:
+def labels_of(definition: str) -> set[tuple[str, str]]:
     """The labels recorded in a guest's definition."""
     from kvmctl.xml import metadata
 
-    return set(metadata.read(domains.definition(domain)).labels)
+    return set(metadata.read(definition).labels)

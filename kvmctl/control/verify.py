@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kvmctl.control.plan import GuestPlan
+from kvmctl.control.plan import GuestPlan, running_spec
 from kvmctl.control.wait import until
 from kvmctl.hypervisor import domains, live, storage
 from kvmctl.hypervisor.connection import Hypervisor
@@ -45,7 +45,7 @@ def verify(
 def _read(domain: Any) -> tuple[GuestSpec, GuestSpec | None]:
     stored = replace(parse(domains.definition(domain)).spec, autostart=domains.autostart(domain))
     on = domains.state(domain) in ("running", "paused", "suspended")
-    return stored, parse(domains.live_definition(domain)).spec if on else None
+    return stored, running_spec(domain) if on else None
 
 
 def _stored(change: Change, left: Change | None, failures: dict[str, str]) -> Outcome:

@@ -1,4 +1,4 @@
-"""Whether a process of another user gets at a file, and what the file begins with."""
+"""Whether a process of another user gets at a file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import grp
 import pwd
 import stat
 from pathlib import Path
-
-
-def first_bytes(path: str, count: int) -> bytes:
-    """The first `count` bytes of a file; fewer, or none, where it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(count)
-    except OSError:
-        return b""
 
 
 def exists(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Domains: looked up by name, read in bulk, defined, started, stopped."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -156,6 +157,25 @@ def definition(domain: Any, secure: bool = False) -> str:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
         text: str = domain.XMLDesc(flags | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0))
         return text
+
+
+def definitions(handles: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    """Each domain with its definition; one that somebody deletes meanwhile is left out."""
+    for domain in handles:
+        try:
+            yield domain, definition(domain)
+        except NotFoundError:
+            continue
+
+
+def live_definitions(handles: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    """Each active domain with the XML it runs with, as `definitions`."""
+    for domain in handles:
+        try:
+            if domain.isActive():
+                yield domain, live_definition(domain)
+        except NotFoundError:
+            continue
 
 
 def live_definition(domain: Any) -> str:

@@ -54,10 +54,10 @@ def set_pin(domain: Any, cpus: Collection[int]) -> None:
 
 
 def pin(domain: Any) -> frozenset[int]:
-    """The host CPUs that all of the guest's vCPUs may run on; those of the first where they differ."""
+    """The host CPUs that the guest's vCPUs may run on, by the first of them; empty where it may use any."""
     with doing(f"read the pinning of guest {domain.name()}"):
-        rows = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    return frozenset(cpu for cpu, allowed in enumerate(rows[0]) if allowed)
+        first = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)[0]
+    return frozenset() if all(first) else frozenset(cpu for cpu, allowed in enumerate(first) if allowed)
 
 
 def set_balloon(domain: Any, size: int) -> None:

@@ -125,17 +125,19 @@ def _rounded(exact: Mapping[str, Fraction], kept: Mapping[str, Fraction]) -> dic
     """
     found = _nearest(exact)
     raised: set[str] = set()
-    while True:
-        total = sum(found.values())
-        short = {name for name, part in kept.items() if found[name] < part * total}
-        if not short:
-            return found
+    while short := _short(found, kept):
         raised |= short
         left = 1 - sum(kept[name] for name in raised)
         if left <= 0:
             return None
         room = (sum(weight for name, weight in found.items() if name not in raised) + len(raised)) / left
         found.update({name: math.ceil(kept[name] * room) for name in raised})
+    return found
+
+
+def _short(found: Mapping[str, int], kept: Mapping[str, Fraction]) -> set[str]:
+    total = sum(found.values())
+    return {name for name, part in kept.items() if found[name] < part * total}
 
 
 def _notes(found: Mapping[str, int], cores: Mapping[str, float], kept: Mapping[str, Fraction]) -> dict[str, str]:

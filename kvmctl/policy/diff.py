@@ -166,17 +166,9 @@ def describe(device: Device) -> str:
     return f"network {device.network}" if device.network else f"bridge {device.bridge}" if device.bridge else "user"
 
 
-def resolve_levels(desired: GuestSpec, current: GuestSpec) -> GuestSpec:
-    """Shares as numbers, from the vCPUs and size the guest is to have; a size above the maximum raises it."""
-    from kvmctl.model.spec import cpu_shares, memory_shares
-
+def raise_maxima(desired: GuestSpec, current: GuestSpec) -> GuestSpec:
+    """`desired` with the maximum raised where a size or a number of vCPUs is above the present one."""
     cpu, memory = desired.cpu, desired.memory
-    if isinstance(cpu.shares, str):
-        count = cpu.count or current.cpu.count or 1
-        cpu = replace(cpu, shares=cpu_shares(cpu.shares, count))
-    if isinstance(memory.shares, str):
-        size = memory.size or current.memory.size or 0
-        memory = replace(memory, shares=memory_shares(memory.shares, size))
     maximum = memory.max or current.memory.max or current.memory.size
     if memory.size and maximum and memory.size > maximum:
         memory = replace(memory, max=memory.size)

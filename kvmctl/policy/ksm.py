@@ -46,7 +46,8 @@ def explain(
     reasons = (*_switches(ksm, nodes), *_guests(guests, hugepages), *_progress(ksm, guests, hugepages))
     if not saved(ksm):
         return ("KSM saves nothing", *(reasons or ("all memory was looked at: no two pages in it are equal",)))
-    gain = f"KSM saves {human_size(saved(ksm))}: {ksm.pages_shared + ksm.pages_sharing} pages are kept as {ksm.pages_shared}"
+    pages = ksm.pages_shared + ksm.pages_sharing
+    gain = f"KSM saves {human_size(saved(ksm))}: {pages} pages are kept as {ksm.pages_shared}"
     return (gain, *reasons)
 
 

@@ -39,8 +39,8 @@ with ThreadPoolExecutor({workers}) as pool:
 
 def guest_file(count: int, accelerator: str) -> str:
     """A guest file of small guests that are left paused."""
-    head = f"defaults: {{accelerator: {accelerator}, cpu: {{count: 1}}, memory: {{size: 64MiB}}, state: paused}}\nguests:\n"
-    return head + "".join(f"  - name: {NAME}{number}\n" for number in range(count))
+    defaults = f"accelerator: {accelerator}, cpu: {{count: 1}}, memory: {{size: 64MiB}}, state: paused"
+    return f"defaults: {{{defaults}}}\nguests:\n" + "".join(f"  - name: {NAME}{number}\n" for number in range(count))
 
 
 def remove_guests(connection: Any) -> None:

@@ -142,9 +142,8 @@ def test_volumes_are_made_over_a_base_and_outlive_a_failed_definition(
     assert "backing file: " + str(folder / "base.qcow2") in info
     assert "64 MiB" in info
     other = make_name()
-    broken = file(
-        f"{{name: {other}, cpu: {{model: no-such-model}}, disks: [{{volume: new.qcow2, pool: {pool_name}, size: 1GiB}}]}}"
-    )
+    disk = f"volume: new.qcow2, pool: {pool_name}, size: 1GiB"
+    broken = file(f"{{name: {other}, cpu: {{model: no-such-model}}, disks: [{{{disk}}}]}}")
     kvmctl("apply", "-f", broken, code=None)
     if not any(domain.name() == other for domain in hypervisor.connection.listAllDomains()):
         assert not (folder / "new.qcow2").exists()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvmctl.model.spec import BootSpec, CpuSpec, DiskSpec, GuestSpec, MemorySpec, NicSpec
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy.diff import diff, overlay, resolve_levels
+from kvmctl.policy.diff import diff, overlay, raise_maxima
 
 pytestmark = pytest.mark.unit
 
@@ -77,15 +77,9 @@ def test_a_quota_is_only_as_fine_as_the_kernel_is() -> None:
     assert changed(GuestSpec("web1", cpu=CpuSpec(limit=1.500001))) == {}
 
 
-def test_levels_count_per_vcpu_and_per_mib() -> None:
-    desired = GuestSpec("web1", cpu=CpuSpec(shares="high"), memory=MemorySpec(shares="low"))
-    resolved = resolve_levels(desired, NOW)
-    assert (resolved.cpu.shares, resolved.memory.shares) == (4000, 5120)
-
-
 def test_a_size_above_the_maximum_raises_it() -> None:
-    assert resolve_levels(GuestSpec("web1", memory=MemorySpec(size=4 * GIB)), NOW).memory.max == 4 * GIB
-    assert resolve_levels(GuestSpec("web1", memory=MemorySpec(size=2 * GIB)), NOW).memory.max is None
+    assert raise_maxima(GuestSpec("web1", memory=MemorySpec(size=4 * GIB)), NOW).memory.max == 4 * GIB
+    assert raise_maxima(GuestSpec("web1", memory=MemorySpec(size=2 * GIB)), NOW).memory.max is None
 
 
 def test_a_nic_without_a_mac_is_matched_by_its_place() -> None:
