@@ -73,6 +73,12 @@ def test_memory_leaves_the_host_its_reserve() -> None:
     assert not admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3851 * MIB - 1 * GIB)}, 4 * GIB).admitted
 
 
+def test_memory_that_was_promised_too_often_can_be_given_back() -> None:
+    running = {"web1": memory(3 * GIB), "web2": memory(2 * GIB)}
+    assert admit_memory(running, {"web2": memory(1536 * MIB)}, 4 * GIB).admitted
+    assert not admit_memory(running, {"web2": memory(2049 * MIB)}, 4 * GIB).admitted
+
+
 @pytest.mark.parametrize(
     ("total", "reserve"),
     [(0, 0), (1 * GIB, 62), (4 * GIB, 246), (12 * GIB, 574), (28 * GIB, 902), (100 * GIB, 1639)],

@@ -133,6 +133,11 @@ def test_a_lone_guest_at_its_limit_keeps_its_shares() -> None:
     assert weights(entitlements([claim("a", 700, limit=0.5)], 4.0)) == {"a": 700}
 
 
+def test_a_guest_that_can_use_the_whole_host_is_bound_by_its_vcpus() -> None:
+    (one,) = entitlements([claim("a", vcpus=2)], 2.0)
+    assert (one.cores, one.bound) == (2.0, "vcpus")
+
+
 def test_nobody_runs() -> None:
     assert entitlements([], 4.0) == ()
 
