@@ -169,10 +169,10 @@ def _context() -> Context:
 
 
 def _planner(hypervisor: Hypervisor) -> Planner:
-    from kvmctl.control.accelerate import accelerator_for
+    from kvmctl.control.accelerate import chooser
     from kvmctl.control.plan import Planner
 
-    return Planner(hypervisor, lambda spec: accelerator_for(hypervisor, spec, warn))
+    return Planner(hypervisor, chooser(hypervisor, warn))
 
 
 def _plan(hypervisor: Hypervisor, wanted: GuestFile, force: bool, quiet: bool = False) -> list[GuestPlan]:
