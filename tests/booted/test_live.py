@@ -57,7 +57,7 @@ def test_a_guest_has_what_its_file_says(boot: Boot, pool: tuple[str, Path]) -> N
     assert line.run("cat /sys/class/net/eth0/address").strip() == "52:54:00:0a:0b:0c"
     until(line.ballooned, lambda size: size == 128 << 20, 60, "the balloon")
     line.run(
-        "echo kept | dd of=/dev/vda bs=512 conv=sync && dd if=/dev/vda of=/run/read bs=512 count=1 && grep kept /run/read"
+        "echo kept | dd of=/dev/vda bs=512 conv=sync && dd if=/dev/vda of=/run/back count=1 && grep kept /run/back"
     )
 
 
