@@ -93,4 +93,4 @@ def _set(
 
 
 def _why(error: KvmctlError) -> str:
-    return "it stopped meanwhile" if isinstance(error, NotFoundError | ConflictError) else error.message
+    return "it is being started or stopped" if isinstance(error, NotFoundError | ConflictError) else error.message

@@ -8,6 +8,7 @@ import libvirt
 
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.errors import doing, translate
+from kvmctl.model.errors import ConflictError
 
 _WITHOUT_WEIGHTS = (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG)
 """The last is what drivers without cgroups (test, Xen) say of the flag for the running guest."""
@@ -22,13 +23,16 @@ def host_cores(hypervisor: Hypervisor) -> int:
 def weight(domain: Any) -> int | None:
     """The guest's CPU weight as the kernel has it now: libvirt reads the cgroup file at each call.
 
-    None where the hypervisor has no such weight: another scheduler, or a session without cgroups.
+    None where the hypervisor has no such weight: another scheduler, or a session without cgroups. Raises
+    ConflictError while the guest's cgroups are not all there, which is on its way up or down.
     """
     try:
         values = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)
     except libvirt.libvirtError as error:
         if error.get_error_code() in _WITHOUT_WEIGHTS:
             return None
+        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR:
+            raise ConflictError(f"guest {domain.name()} is being started or stopped", "try again") from error
         raise translate(error, f"read the CPU weight of guest {domain.name()}") from error
     found: int | None = values.get("cpu_shares")
     return found
