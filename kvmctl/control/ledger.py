@@ -15,7 +15,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
 from kvmctl.model.metrics import GuestReading, guest_rates
 from kvmctl.model.sample import GuestSample, ProcessSample
-from kvmctl.policy.cpu import Bound, CpuClaim, Entitlement, entitlements
+from kvmctl.policy.cpu import Bound, CpuClaim, Entitlement, entitlements, falls_short
 from kvmctl.policy.ksm import PAGE, saved
 from kvmctl.policy.memory import host_reserve, is_fresh, overcommit_ratio, used
 from kvmctl.policy.promise import promise_of
@@ -158,6 +158,8 @@ def _cpu_notes(hypervisor: Hypervisor, lines: Sequence[CpuLine]) -> Iterator[str
     for line in lines:
         if line.weight not in (None, line.weight_due):
             yield f"{line.name}: its weight is {line.weight}; the next change through kvmctl sets {line.weight_due}"
+        if falls_short(line.reservation, line.used, None if line.steal is None else line.steal / 100 * line.vcpus):
+            yield f"{line.name}: it wants its reserved {line.reservation:g} cores and gets {line.used:.2f} at present"
         if line.note:
             yield f"{line.name}: {line.note}"
 
@@ -223,7 +225,8 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
         balloon=balloon.current,
         usable=balloon.usable if fresh else None,
         used=used(balloon) if fresh else None,
-        resident=balloon.rss,
+        # libvirt leaves its figure out while another call is at work on the guest.
+        resident=kernel.rss if kernel else balloon.rss,
         shared=None if merging is None else merging * PAGE,
         swapped=kernel.swapped if kernel else None,
         reservation=promise.memory_reservation,

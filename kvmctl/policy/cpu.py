@@ -153,3 +153,11 @@ def _notes(found: Mapping[str, int], cores: Mapping[str, float], kept: Mapping[s
                 f"the least weight, {weight}, gives it {part * divided:.3g} instead of {cores[name]:.3g} cores"
             )
     return notes
+
+
+def falls_short(reservation: float, used: float | None, waited: float | None) -> bool:
+    """Whether a guest wanted its reservation and did not get it. Cores, measured over the same time; `waited` is
+    what its vCPUs spent runnable but not running. A tenth is what a short sample may be off."""
+    if used is None or waited is None:
+        return False
+    return used < 0.9 * reservation <= used + waited

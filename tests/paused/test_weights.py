@@ -129,7 +129,7 @@ def test_the_definition_keeps_the_owners_shares(
 def test_nothing_is_written_where_nothing_differs(
     hypervisor: Hypervisor, start: Callable[..., Guest], cores: int, journal: Path
 ) -> None:
-    reserved, other = start("reserved", reservation=cores / 2), start("other")
+    reserved, other = start("reserved", reservation=cores / 2), start("other", shares=3000)
     weights.renew(hypervisor)
     recorded = journal.read_bytes()
     live = domains.live_definition(reserved.domain)

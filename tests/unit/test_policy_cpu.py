@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmctl.model.sample import Promise
-from kvmctl.policy.cpu import LEAST_WEIGHT, MOST_WEIGHT, CpuClaim, Entitlement, entitlements
+from kvmctl.policy.cpu import LEAST_WEIGHT, MOST_WEIGHT, CpuClaim, Entitlement, entitlements, falls_short
 
 pytestmark = pytest.mark.unit
 
@@ -181,3 +181,21 @@ def test_a_guest_without_vcpus_or_shares_breaks_nothing() -> None:
     found = by_name(entitlements([claim("a", 0), claim("b", vcpus=0), claim("c")], 2.0))
     assert found["b"].cores == 0
     assert found["a"].cores == pytest.approx(2 / 1001)
+
+
+@pytest.mark.parametrize(
+    ("used", "waited", "short"),
+    [
+        (0.5, 0.6, True),
+        (0.5, 0.3, False),
+        (0.95, 2.0, False),
+        (0.0, 0.0, False),
+        (0.0, 1.0, True),
+        (None, 1.0, False),
+        (0.5, None, False),
+    ],
+)
+def test_a_guest_that_gets_less_than_its_reserved_core(used: float | None, waited: float | None, short: bool) -> None:
+    """Only one that wants it: an idle guest, or an unknown one, is not short of anything."""
+    assert falls_short(1.0, used, waited) is short
+    assert not falls_short(0.0, used, waited)

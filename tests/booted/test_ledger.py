@@ -1,0 +1,54 @@
+"""The ledgers measure what a running Linux guest really uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmctl.bootstrap.microguest import MicroGuest
+from kvmctl.hypervisor.connection import Hypervisor
+from tests.conftest import Kvmctl
+from tests.support import Console, Guest, until
+
+pytestmark = pytest.mark.booted
+
+MIB = 1 << 20
+
+
+def test_use_and_the_guests_own_figures(
+    kvmctl: Kvmctl,
+    make_name: Callable[..., str],
+    hypervisor: Hypervisor,
+    micro: MicroGuest,
+    accelerator: str,
+    console: Callable[[Guest], Console],
+    tmp_path: Path,
+) -> None:
+    name = make_name("po-ledger")
+    file = tmp_path / "guest.yaml"
+    file.write_text(
+        f"guests:\n  - name: {name}\n    accelerator: {accelerator}\n    cpu: {{count: 1, limit: 0.5}}\n"
+        "    memory: {size: 256MiB}\n"
+        f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
+    )
+    kvmctl("apply", "-f", file)
+    line = console(Guest(hypervisor, name))
+    line.ready()
+
+    def ledger(*command: str) -> dict[str, Any]:
+        guests = kvmctl("-o", "json", *command).json()["guests"]
+        found: dict[str, Any] = next(guest for guest in guests if guest["name"] == name)
+        return found
+
+    fresh = until(lambda: ledger("memory"), lambda found: found["usable"] is not None, 60, "the guest's own figures")
+    assert fresh["usable"] == pytest.approx(line.meminfo("MemAvailable"), abs=32 * MIB)
+    assert fresh["used"] + fresh["usable"] == pytest.approx(line.meminfo("MemTotal"), abs=MIB)
+    assert fresh["resident"] > 64 * MIB
+
+    line.run("(while :; do :; done) & true")
+    busy = until(lambda: ledger("cpu", "--sample", "2s"), lambda found: found["used"] > 0.25, 60, "a busy guest's use")
+    assert busy["used"] <= 0.6, "the limit holds"
+    assert 0 <= busy["steal"] <= 100
