@@ -3,9 +3,12 @@
 
 def main() -> None:
     """Run the command line and exit."""
-    from kvmctl.cli.main import run
+    try:
+        from kvmctl.cli.main import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while Python still loaded it
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

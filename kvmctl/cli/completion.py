@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kvmctl.cli.app import App
 from kvmctl.model.errors import KvmctlError
 
 
@@ -13,7 +14,7 @@ def complete_guests(ctx: click.Context, _param: click.Parameter, incomplete: str
     from kvmctl.hypervisor.domains import names
 
     try:
-        with open_hypervisor(ctx.find_root().params.get("uri")) as hypervisor:
+        with open_hypervisor(ctx.ensure_object(App).uri) as hypervisor:
             return [name for name in names(hypervisor) if name.startswith(incomplete)]
     except KvmctlError:
         return []

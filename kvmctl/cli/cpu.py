@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.output import Column, emit_document, note, table
+from kvmctl.cli.duration import seconds
+from kvmctl.cli.output import Column, emit_document, emit_names, note, table
 from kvmctl.model.units import format_cores
-from kvmctl.model.wording import quoted
 
 if TYPE_CHECKING:
     from kvmctl.control.ledger import CpuLedger
@@ -27,20 +26,11 @@ _COLUMNS = (
     Column("steal", "STEAL%", "{:.1f}".format, right=True),
     Column("bound", "BOUND"),
 )
-_MAX_SECONDS = 3600.0
-
-
-def _seconds(_ctx: click.Context, _param: click.Parameter, text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)?", text, re.ASCII)
-    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else -1.0
-    if not 0 <= seconds <= _MAX_SECONDS:
-        raise click.BadParameter(f"{quoted(text)} is not a duration: write 1s or 500ms, at most an hour")
-    return seconds
 
 
 @click.command("cpu")
 @click.option(
-    "--sample", callback=_seconds, default="1s", show_default=True, metavar="TIME", help="How long to measure, or 0."
+    "--sample", callback=seconds, default="1s", show_default=True, metavar="TIME", help="How long to measure, or 0."
 )
 @pass_app
 def cpu(app: App, sample: float) -> None:
@@ -62,7 +52,7 @@ def cpu(app: App, sample: float) -> None:
     ledger = cpu_ledger(app.hypervisor(), sample)
     rows = [asdict(line) for line in ledger.guests]
     if app.output == "name":
-        click.echo("".join(f"{row['name']}\n" for row in rows), nl=False)
+        emit_names(row["name"] for row in rows)
     elif app.output == "table":
         click.echo(f"{ledger.uri}: {_host_line(ledger)}" + ("" if rows else "; no running guests"))
         if rows:

@@ -10,7 +10,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
-from kvmctl.cli.output import emit_document, note, one_line, styled
+from kvmctl.cli.output import emit_document, emit_names, note, one_line, styled
 from kvmctl.cli.partial import hypervisor_or_error
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def show(app: App) -> None:
     if not found["local"]:
         note(app, f"{found['uri']} is not on this machine: what only its kernel knows is left out")
     if app.output == "name":
-        click.echo(found["name"])
+        emit_names([found["name"]])
     elif app.output == "table":
         for line in facts_lines(found):
             click.echo(line)
@@ -96,7 +96,7 @@ def metrics(app: App, interval: float, target: str | None) -> None:
 
 def _show(app: App, found: dict[str, Any], lines: Any) -> None:
     if app.output == "name":
-        click.echo("".join(f"{guest['name']}\n" for guest in found["guests"] or ()), nl=False)
+        emit_names(guest["name"] for guest in found["guests"] or ())
     elif app.output == "table":
         for line in lines(found):
             click.echo(line)
@@ -140,7 +140,7 @@ def doctor(app: App) -> int:
     else:
         done = list(checks)
         if app.output == "name":
-            click.echo("".join(f"{check.name}\n" for check in done if check.result == "fail"), nl=False)
+            emit_names(check.name for check in done if check.result == "fail")
         else:
             emit_document(app, [asdict(check) for check in done])
     return int(any(check.result == "fail" for check in done))

@@ -9,6 +9,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.completion import complete_guests
+from kvmctl.cli.duration import seconds
 from kvmctl.cli.output import Column, emit, note, warn
 from kvmctl.model.errors import KvmctlError, PartialError
 
@@ -27,6 +28,11 @@ def guests_argument(command: F) -> F:
     command = click.argument("names", nargs=-1, metavar="[NAME|GLOB]...", shell_complete=complete_guests)(command)
     option = click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Guests with this label.")
     return option(command)
+
+
+_timeout = click.option(
+    "--timeout", callback=seconds, default="90s", show_default=True, metavar="TIME", help="How long to wait."
+)
 
 
 def report_deeds(app: App, deeds: Sequence[Deed]) -> None:
@@ -95,7 +101,7 @@ def start(app: App, names: tuple[str, ...], labels: tuple[str, ...], paused: boo
 
 @click.command()
 @guests_argument
-@click.option("--timeout", type=click.FloatRange(0, 86400), default=90.0, show_default=True, help="Seconds to wait.")
+@_timeout
 @click.option("--force", is_flag=True, help="Take the power away from a guest that has not stopped by then.")
 @pass_app
 def stop(app: App, names: tuple[str, ...], labels: tuple[str, ...], timeout: float, force: bool) -> None:
@@ -118,7 +124,7 @@ def stop(app: App, names: tuple[str, ...], labels: tuple[str, ...], timeout: flo
 
 @click.command()
 @guests_argument
-@click.option("--timeout", type=click.FloatRange(0, 86400), default=90.0, show_default=True, help="Seconds to wait.")
+@_timeout
 @click.option("--force", is_flag=True, help="Reset instead of asking.")
 @pass_app
 def reboot(app: App, names: tuple[str, ...], labels: tuple[str, ...], timeout: float, force: bool) -> None:

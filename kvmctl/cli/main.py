@@ -3,18 +3,19 @@ and exits."""
 
 from __future__ import annotations
 
+import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from kvmctl import __version__
-from kvmctl.cli.app import App
-from kvmctl.cli.output import styled
-from kvmctl.model.errors import KvmctlError
+from kvmctl.cli import streams
+from kvmctl.cli.options import accept_after, global_options
+from kvmctl.cli.output import printable, styled
+from kvmctl.model.errors import KvmctlError, UsageError
 
 _COMMANDS = {
     "apply": ("kvmctl.cli.apply:apply", "Make the hypervisor's guests match a guest file"),
@@ -60,6 +61,7 @@ class LazyGroup(click.Group):
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
+        accept_after(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -79,20 +81,14 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "-c", "--connect", "uri", metavar="URI", help="Hypervisor; else LIBVIRT_DEFAULT_URI, else the first usable."
+@click.group(
+    cls=LazyGroup,
+    params=global_options(),
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "yaml", "name"]), default="table", help="Format of results."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")
-@click.option("-v", "--verbose", count=True, help="Say more about what is done.")
-@click.option("--debug", is_flag=True, help="Show the cause of an error, with its traceback.")
-@click.option("--yes", is_flag=True, help="Answer yes to every question.")
 @click.version_option(__version__, "--version", prog_name="kvmctl")
-@click.pass_context
-def cli(ctx: click.Context, /, **options: Any) -> None:
+def cli() -> None:
     """CPU limit, shares and reservation, safe memory overcommit and guests in one file, on plain libvirt.
 
     \b
@@ -100,24 +96,18 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
       kvmctl apply -f guests.yaml
       kvmctl cpu
     """
-    ctx.obj = App(**options)
 
 
 def run(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every way out of kvmctl ends here, with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # Foreign names may hold what the terminal's encoding does not.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    streams.prepare()
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     try:
         code = _run(argv)
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = _closed_pipe()
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        code = 130
+        code = _said("interrupted", 130)
     except KvmctlError as error:
         code = report(error, debug)
     except Exception as error:  # the last resort: a user never sees a traceback unasked
@@ -130,44 +120,54 @@ def _run(argv: list[str]) -> int:
         result = cli.main(argv, prog_name="kvmctl", standalone_mode=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return 2
+        return error.exit_code
+    except click.UsageError as error:
+        raise _usage(error) from error
     return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.UsageError) -> UsageError:
+    """Click's complaint in our words: what is wrong, and where to look."""
+    said = error.format_message().rstrip(".")
+    hint = f"{error.ctx.command_path if error.ctx else 'kvmctl'} --help shows how it is written"
+    if isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--"):
+        hint += "; before a name that begins with a dash put --"
+    return UsageError(said[:1].lower() + said[1:], hint)
 
 
 def report(error: KvmctlError, debug: bool = False) -> int:
     """Print one error with what to do next; its exit code."""
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
-    if error.message:
-        click.echo(f"{styled('error:', fg='red', err=True)} {error.message}", err=True)
-    if error.hint:
-        click.echo(f"  {error.hint}", err=True)
-    return error.exit_code
+    hint = f"\n  {error.hint}" if error.hint else ""
+    return _said(_error(error.message + hint), error.exit_code, error if debug else None)
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
-    if debug:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        text = f"cannot write: {error.strerror}\n  make room where the output goes"
+    else:
+        text = f"internal: {type(error).__name__}: {error}\n  this is a fault of kvmctl; --debug shows where"
+    return _said(_error(text), 1, error if debug else None)
+
+
+def _error(text: str) -> str:
+    return f"{styled('error:', fg='red', err=True)} {printable(text)}"
+
+
+def _said(text: str, code: int, cause: Exception | None = None) -> int:
+    if cause:
         import traceback
 
-        traceback.print_exception(error)
-    click.echo(f"error: internal: {type(error).__name__}: {error}", err=True)
-    click.echo("  this is a fault of kvmctl; --debug shows where", err=True)
-    return 1
-
-
-def _closed_pipe() -> int:
-    # What is still buffered has no reader; without this the interpreter complains at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        traceback.print_exception(cause)
+    click.echo(text, err=True)
+    return code
 
 
 def _leave(code: int) -> NoReturn:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _closed_pipe()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            streams.drop(stream.fileno())
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.output import Column, emit_document, note, table
+from kvmctl.cli.output import Column, emit_document, emit_names, note, table
 from kvmctl.model.units import human_size
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def memory(app: App) -> None:
     rows = [asdict(line) for line in ledger.guests]
     total = _total(rows)
     if app.output == "name":
-        click.echo("".join(f"{row['name']}\n" for row in rows), nl=False)
+        emit_names(row["name"] for row in rows)
     elif app.output == "table":
         click.echo(
             f"{ledger.uri}: {_host_line(ledger, total['reservation'])}" + ("" if rows else "; no running guests")

@@ -15,6 +15,8 @@ import click
 from kvmctl.cli.app import App
 
 Row = Mapping[str, Any]
+WIDEST = 40
+"""Columns of a terminal that one column of a table takes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,17 @@ class Column:
 def emit(app: App, rows: Sequence[Row], columns: Sequence[Column]) -> None:
     """Print rows in the wished format. JSON and YAML hold every key of a row, in the row's order."""
     if app.output == "name":
-        for row in rows:
-            click.echo(str(row["name"]))
+        emit_names(row["name"] for row in rows)
     elif app.output == "table":
         click.echo(table(rows, columns), nl=False)
     else:
         emit_document(app, [dict(row) for row in rows])
+
+
+def emit_names(names: Iterable[str]) -> None:
+    """Print one name a line: exactly, for scripts; on a terminal without what would move its cursor."""
+    show = one_line if sys.stdout.isatty() else str
+    click.echo("".join(f"{show(name)}\n" for name in names), nl=False)
 
 
 def emit_document(app: App, document: object) -> None:
@@ -45,7 +52,8 @@ def emit_document(app: App, document: object) -> None:
 
 def as_json(document: object) -> str:
     """One JSON document. JSON has no infinity, so an absent bound is null."""
-    return json.dumps(_plain(document), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text) + "\n"
 
 
 def as_yaml(document: object) -> str:
@@ -67,35 +75,63 @@ def _plain(value: object) -> object:
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-    """A plain table with titles, two spaces between columns, None as `-`."""
+    """A plain table with titles, as text."""
+    return "".join(f"{line}\n" for line in table_lines(rows, columns))
+
+
+def table_lines(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:
+    """The lines of a table: the titles, then one a row; two spaces between columns, None as `-`.
+
+    A cell of more than `WIDEST` columns pushes the rest of its own line aside, and not the other lines.
+    """
     cells = [[column.title for column in columns]]
     cells += [["-" if (value := row.get(c.key)) is None else one_line(c.show(value)) for c in columns] for row in rows]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "".join(_line(line, widths, columns) for line in cells)
+    widths = [min(WIDEST, max(_width(line[index]) for line in cells)) for index in range(len(columns))]
+    return [_line(line, widths, columns) for line in cells]
 
 
 def _line(line: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
-    padded = (
-        cell.rjust(width) if column.right else cell.ljust(width)
-        for cell, width, column in zip(line, widths, columns, strict=True)
-    )
-    return "  ".join(padded).rstrip() + "\n"
+    padded = []
+    for cell, width, column in zip(line, widths, columns, strict=True):
+        space = " " * (width - _width(cell))
+        padded.append(space + cell if column.right else cell + space)
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal that `text` takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def printable(text: str) -> str:
+    """Text without anything that would move the cursor: foreign names and descriptions may hold it."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def one_line(text: str) -> str:
-    """Text without anything that would move the cursor: foreign names and descriptions may hold it."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    """`printable`, and what would begin a new line as well."""
+    return printable(text).replace("\n", "\\n")
 
 
 def note(app: App, text: str) -> None:
     """Tell the user something that is no result; not under `-q`."""
     if not app.quiet:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
+
+
+def detail(app: App, text: str) -> None:
+    """Tell the user who asked with `-v` what is done on the way."""
+    if app.verbose:
+        note(app, text)
 
 
 def warn(text: str) -> None:
     """Tell the user something that must be seen, even under `-q`."""
-    click.echo(f"{styled('warning:', fg='yellow', err=True)} {text}", err=True)
+    click.echo(f"{styled('warning:', fg='yellow', err=True)} {printable(text)}", err=True)
 
 
 def styled(text: str, err: bool = False, **style: Any) -> str:

@@ -9,7 +9,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.completion import complete_guests
-from kvmctl.cli.output import emit_document, one_line
+from kvmctl.cli.output import emit_document, emit_names, one_line
 from kvmctl.model.units import human_size
 
 _name = click.argument("name", metavar="NAME", shell_complete=complete_guests)
@@ -30,7 +30,7 @@ def show(app: App, name: str) -> None:
 
     facts = inspect(app.hypervisor(), name)
     if app.output == "name":
-        click.echo(facts["name"])
+        emit_names([facts["name"]])
     elif app.output == "table":
         for line in _lines(facts):
             click.echo(line)
@@ -91,6 +91,9 @@ def spec(app: App, name: str) -> None:
     from kvmctl.model.guestfile import as_data, dump
 
     found, unexpressed = described(app.hypervisor(), name)
+    if app.output == "name":
+        emit_names([name])
+        return
     if app.output == "json":
         emit_document(app, {"project": found.project, "guests": [as_data(found)], "unexpressed": list(unexpressed)})
         return
@@ -112,4 +115,11 @@ def xml(app: App, name: str, live: bool) -> None:
     from kvmctl.hypervisor import domains
 
     domain = domains.find(app.hypervisor(), name)
-    click.echo(domains.live_definition(domain) if live else domains.definition(domain), nl=False)
+    text = domains.live_definition(domain) if live else domains.definition(domain)
+    if app.output == "name":
+        emit_names([name])
+    elif app.output == "table":
+        # XML has a spelling for what a terminal would act on.
+        click.echo("".join(c if c.isprintable() or c in "\n\t" else f"&#x{ord(c):x};" for c in text), nl=False)
+    else:
+        emit_document(app, {"name": name, "xml": text})

@@ -1,0 +1,48 @@
+"""The global options. They work before the command and after it: nobody remembers where they belong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from kvmctl.cli.app import App
+
+_AFTER = "The global options (-c, -o, -q, -v, --yes, --debug) can stand here too: see kvmctl --help."
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    app = ctx.ensure_object(App)
+    assert param.name is not None
+    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+        setattr(app, param.name, value)
+
+
+def global_options(hidden: bool = False) -> list[click.Parameter]:
+    """The options whose values are kept in the App of the invocation; `hidden` ones are not in the help."""
+
+    def option(*names: str, **more: Any) -> click.Option:
+        return click.Option(names, callback=_keep, expose_value=False, hidden=hidden, **more)
+
+    return [
+        option(
+            "-c", "--connect", "uri", metavar="URI", help="Hypervisor; else LIBVIRT_DEFAULT_URI, else the first usable."
+        ),
+        option("-o", "--output", type=click.Choice(["table", "json", "yaml", "name"]), help="Format of results."),
+        option("-q", "--quiet", is_flag=True, help="Results and errors only."),
+        option("-v", "--verbose", count=True, help="Also say what is done on the way."),
+        option("--debug", is_flag=True, help="Show the cause of an error, with its traceback."),
+        option("--yes", is_flag=True, help="Answer yes to every question."),
+    ]
+
+
+def accept_after(command: click.Command) -> None:
+    """Let `command`, and what it has below it, take the global options as well."""
+    if command.epilog == _AFTER:
+        return
+    command.params.extend(global_options(hidden=True))
+    command.epilog = _AFTER
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            accept_after(inner)

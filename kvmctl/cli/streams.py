@@ -1,0 +1,50 @@
+"""The standard streams as kvmctl needs them, whatever the shell has left of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import TextIO
+
+
+class _Unread(io.FileIO):
+    """A stream whose reader may leave. The command goes on then: what it does matters more than what it says."""
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            drop(self.fileno())
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def prepare() -> None:
+    """Make stdin, stdout and stderr usable, and silent about a closed pipe."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It was closed, so the next file opened, libvirt's socket, would take its number.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = _writer(sys.stdout, 1)
+    sys.stderr = _writer(sys.stderr, 2)
+
+
+def _writer(stream: TextIO | None, number: int) -> io.TextIOWrapper:
+    raw = _Unread(number, "w", closefd=False)
+    # Foreign names may hold what the terminal's encoding does not.
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding if stream else None,
+        errors="backslashreplace",
+        line_buffering=number == 2 or raw.isatty(),
+    )
+
+
+def drop(number: int) -> None:
+    """Send to nowhere what this file descriptor still gets: else the interpreter complains about it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
