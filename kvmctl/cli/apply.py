@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.changes import show_outcomes, show_pending
 from kvmctl.cli.completion import complete_fields, complete_guests
-from kvmctl.cli.lifecycle import raise_for_failures
-from kvmctl.cli.output import Column, emit, note, warn
-from kvmctl.model.errors import EXIT_PENDING, KvmctlError, NotFoundError, UsageError
+from kvmctl.cli.output import warn
+from kvmctl.model.errors import KvmctlError, NotFoundError, UsageError
+from kvmctl.model.wording import quoted
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,19 +22,9 @@ if TYPE_CHECKING:
     from kvmctl.control.apply import Applied
     from kvmctl.control.plan import GuestPlan, Planner
     from kvmctl.hypervisor.connection import Hypervisor
-    from kvmctl.model.change import Change, Outcome
     from kvmctl.model.fields import Context
     from kvmctl.model.spec import GuestFile
 
-_CHANGES = (
-    Column("name", "GUEST"),
-    Column("field", "FIELD"),
-    Column("old", "OLD"),
-    Column("new", "NEW"),
-    Column("how", "HOW"),
-    Column("reason", "REASON"),
-)
-_OUTCOMES = (*_CHANGES[:4], Column("result", "RESULT"), Column("reason", "REASON"))
 _files = click.option(
     "-f", "--file", "files", multiple=True, required=True, metavar="FILE", help="Guest file; - is standard input."
 )
@@ -60,19 +51,21 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
     from kvmctl.control.prune import prunable
 
     if disks and not prune:
-        raise UsageError("--disks goes with --prune")
+        raise UsageError("--disks says what --prune does with disks", "add --prune, or leave out --disks")
     wanted = _load(files)
     if prune and wanted.project is None:
-        raise UsageError("--prune needs a `project:` in the file, so that it knows which guests are its own")
+        raise UsageError(
+            "--prune needs a project, so that it knows which guests are its own", "add `project: NAME` to the file"
+        )
     hypervisor = app.hypervisor()
     with _locked(hypervisor, dry_run):
         _leftovers(hypervisor)
         plans = _plan(hypervisor, wanted, force)
         gone = prunable(hypervisor, wanted) if prune else []
         if dry_run:
-            return _show_changes(app, plans, [sample.name for sample, _domain in gone])
+            return show_pending(app, plans, [sample.name for sample, _domain in gone])
         applied = _run(app, hypervisor, plans)
-        code = _report(app, applied, len(plans))
+        code = show_outcomes(app, plans, applied)
         if gone:
             from kvmctl.cli.delete import delete_guests
 
@@ -90,7 +83,7 @@ def diff(app: App, files: tuple[str, ...]) -> int:
     Example:
       kvmctl diff -f guests.yaml
     """
-    return _show_changes(app, _plan(app.hypervisor(), _load(files), force=True, quiet=True), [])
+    return show_pending(app, _plan(app.hypervisor(), _load(files), force=True, quiet=True), [])
 
 
 @click.command("set")
@@ -115,8 +108,8 @@ def set_(app: App, name: str, assignments: tuple[str, ...], dry_run: bool, force
         plan = planner.plan(assigned(hypervisor, name, _pairs(assignments), _context()), must_exist=True)
         _admit(hypervisor, [plan], force)
         if dry_run:
-            return _show_changes(app, [plan], [])
-        return _report(app, _run(app, hypervisor, [plan]), 1)
+            return show_pending(app, [plan], [])
+        return show_outcomes(app, [plan], _run(app, hypervisor, [plan]))
 
 
 def _locked(hypervisor: Hypervisor, dry_run: bool) -> AbstractContextManager[None]:
@@ -136,16 +129,15 @@ def _load(files: Sequence[str]) -> GuestFile:
 
 
 def _read(name: str, limit: int) -> bytes:
-    if name == "-":
-        return sys.stdin.buffer.read(limit)
     try:
-        with Path(name).open("rb") as file:
+        with open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb") as file:
             return file.read(limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         kind = NotFoundError if isinstance(error, FileNotFoundError) else UsageError
         raise kind(
-            f"cannot read the guest file {name}: {reason}", "name it with -f FILE, or use -f - for standard input"
+            f"cannot read the guest file {name or quoted(name)}: {reason}",
+            "name it with -f FILE, or use -f - for standard input",
         ) from error
 
 
@@ -154,9 +146,9 @@ def _pairs(assignments: Sequence[str]) -> dict[str, str]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"{text!r} is not FIELD=VALUE", "for example: cpu.shares=2000")
+            raise UsageError(f"{quoted(text)} is not FIELD=VALUE", "for example: cpu.shares=2000")
         if key in pairs:
-            raise UsageError(f"{key} is given twice")
+            raise UsageError(f"{quoted(key)} is given twice", "say each field once")
         pairs[key] = value
     return pairs
 
@@ -217,70 +209,3 @@ def _run(app: App, hypervisor: Hypervisor, plans: Sequence[GuestPlan]) -> list[A
         return run(hypervisor, changed)
     with click.progressbar(length=len(changed), label=f"{len(changed)} guests", file=sys.stderr) as bar:
         return run(hypervisor, changed, lambda: bar.update(1))
-
-
-def _row(change: Change) -> dict[str, object]:
-    return {"name": change.guest, "field": change.field, "old": change.old, "new": change.new}
-
-
-def _show_changes(app: App, plans: Sequence[GuestPlan], gone: Sequence[str]) -> int:
-    rows = [
-        _row(change) | {"how": change.how, "reason": change.reason or None} for plan in plans for change in plan.changes
-    ]
-    rows += [
-        {"name": name, "field": "guest", "old": "defined", "new": None, "how": "delete", "reason": None}
-        for name in gone
-    ]
-    if rows or app.output != "table":
-        emit(app, rows, _CHANGES)
-    note(
-        app,
-        f"{_count(len(rows), 'change')} pending" if rows else f"0 changes: {_count(len(plans), 'guest')} as declared",
-    )
-    return EXIT_PENDING if rows else 0
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _report(app: App, applied: Sequence[Applied], total: int) -> int:
-    outcomes = [outcome for guest in applied for outcome in guest.outcomes]
-    if outcomes or app.output != "table":
-        emit(app, [_outcome_row(outcome) for outcome in outcomes], _OUTCOMES)
-    for guest in applied:
-        if guest.error:
-            from kvmctl.cli.main import report
-
-            report(guest.error, app.debug)
-    note(app, _summary(outcomes, total))
-    if total == 1 and applied and applied[0].error:
-        return applied[0].error.exit_code
-    raise_for_failures([guest.error for guest in applied if guest.error], total)
-    return _outcome_code(outcomes)
-
-
-def _outcome_row(outcome: Outcome) -> dict[str, object]:
-    return _row(outcome.change) | {"result": outcome.result, "reason": outcome.reason or None}
-
-
-def _summary(outcomes: Sequence[Outcome], total: int) -> str:
-    counts = {
-        result: sum(outcome.result == result for outcome in outcomes)
-        for result in ("changed", "pending restart", "not applied")
-    }
-    parts = [f"{_count(counts['changed'], 'change')}"]
-    parts += [f"{counts[result]} {result}" for result in ("pending restart", "not applied") if counts[result]]
-    return f"{_count(total, 'guest')}: " + ", ".join(parts)
-
-
-def _outcome_code(outcomes: Sequence[Outcome]) -> int:
-    """A refused field is exit 5, a balloon that did not move is exit 7, and some of several fields is exit 8."""
-    missed = [outcome for outcome in outcomes if outcome.result == "not applied"]
-    if not missed:
-        return 0
-    if len(missed) < len(outcomes):
-        return 8
-    if all(outcome.change.how == "refused" for outcome in missed):
-        return 5
-    return 7 if all(outcome.change.field == "memory.size" for outcome in missed) else 1

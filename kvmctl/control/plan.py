@@ -199,4 +199,5 @@ def _volume_words(volume: VolumePlan) -> str:
 
 def _guest_words(spec: GuestSpec) -> str:
     size = spec.memory.size
-    return f"{spec.cpu.count} vCPU, {format_size(size) if size else '?'}, {spec.accelerator}"
+    parts = [f"{spec.cpu.count} vCPU", format_size(size) if size else None, spec.accelerator]
+    return ", ".join(part for part in parts if part)
