@@ -44,9 +44,11 @@ def delete(app: App, names: tuple[str, ...], labels: tuple[str, ...], disks: boo
 
 def delete_guests(app: App, hypervisor: Hypervisor, guests: Sequence[Guest], disks: bool, force: bool) -> None:
     """Show what deleting would do, ask, do it, report. Raises RefusedError, ConflictError, PartialError."""
-    from kvmctl.control.delete import plan, remove
+    from kvmctl.control.delete import plan, refuse_running, remove
     from kvmctl.control.lifecycle import Deed, for_each
 
+    if not force:
+        refuse_running(guests)
     removals = {removal.name: removal for removal in plan(hypervisor, guests, disks)}
     for removal in removals.values():
         _show(app, removal)

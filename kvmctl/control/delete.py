@@ -18,6 +18,9 @@ from kvmctl.xml.images import images
 from kvmctl.xml.parse import parse
 
 
+_OFF = ("stopped", "crashed")
+
+
 @dataclass(frozen=True, slots=True)
 class Fate:
     """What becomes of one image of a deleted guest. `size` is the bytes it takes, None where unknown."""
@@ -106,11 +109,21 @@ def _spare_bases(removal: Removal, overlays: dict[str, str]) -> Removal:
     return Removal(removal.guest, fates)
 
 
+def refuse_running(guests: Sequence[Guest]) -> None:
+    """Raise ConflictError where any of the guests is not off: asking first, and refusing then, would be a trick."""
+    on = [sample.name for sample, _domain in guests if sample.state not in _OFF]
+    if on:
+        who = f"guest {on[0]} is" if len(on) == 1 else f"guests {', '.join(on)} are"
+        raise ConflictError(
+            f"{who} running or paused, so nothing was deleted", "kvmctl stop them first, or --force to power them off"
+        )
+
+
 def remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
     """Delete one guest. A guest that runs is refused with ConflictError, or powered off with `force`."""
     sample, domain = removal.guest
     state = domains.state(domain)
-    if state not in ("stopped", "crashed"):
+    if state not in _OFF:
         if not force:
             raise ConflictError(
                 f"guest {sample.name} is {state}", f"kvmctl stop {sample.name} first, or --force to power it off"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,17 +10,22 @@ from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError, UsageError
 from kvmctl.model.sample import GuestSample
+from kvmctl.model.wording import quoted
 
 Guest = tuple[GuestSample, Any]
 """A guest as the bulk call saw it, and its libvirt handle."""
 
 
 def matching(hypervisor: Hypervisor, patterns: Sequence[str] = (), labels: Sequence[str] = ()) -> list[Guest]:
-    """The guests that bear one of the names or globs (all, where none is given) and every label, by name."""
+    """The guests that bear one of the names or globs (all, where none is given) and every label, by name.
+
+    What is some guest's whole name is no glob: a guest that is called `*` stands for itself alone.
+    """
     wanted = [parse_label(label) for label in labels]
     guests = domains.samples_with_domains(hypervisor)
     if patterns:
-        guests = [guest for guest in guests if any(_bears(guest[0].name, pattern) for pattern in patterns)]
+        globs = set(patterns) - {sample.name for sample, _domain in guests}
+        guests = [guest for guest in guests if guest[0].name in patterns or _fits(guest[0].name, globs)]
     if not wanted:
         return guests
     by_name = {sample.name: (sample, domain) for sample, domain in guests}
@@ -35,10 +40,10 @@ def chosen(hypervisor: Hypervisor, patterns: Sequence[str], labels: Sequence[str
         raise UsageError("no guest named", "name guests, or choose them by -l KEY=VALUE; '*' is all of them")
     guests = matching(hypervisor, patterns, labels)
     names = [sample.name for sample, _domain in guests]
-    missing = [pattern for pattern in patterns if not labels and not any(_bears(name, pattern) for name in names)]
+    missing = [pattern for pattern in patterns if not labels and not any(_fits(name, [pattern]) for name in names)]
     if missing:
         raise NotFoundError(
-            f"no guest on {hypervisor.uri} is named {', '.join(map(repr, missing))}", "kvmctl list shows the guests"
+            f"no guest on {hypervisor.uri} is named {', '.join(map(quoted, missing))}", "kvmctl list shows the guests"
         )
     if not guests:
         raise NotFoundError(
@@ -47,15 +52,15 @@ def chosen(hypervisor: Hypervisor, patterns: Sequence[str], labels: Sequence[str
     return guests
 
 
-def _bears(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def parse_label(text: str) -> tuple[str, str]:
     """`KEY=VALUE` as a pair. Raises UsageError."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise UsageError(f"{text!r} is not a label: write KEY=VALUE")
+        raise UsageError(f"{quoted(text)} is not a label: write KEY=VALUE", "for example: -l tier=front")
     return key, value
 
 

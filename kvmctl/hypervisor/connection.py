@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import libvirt
 
 from kvmctl.hypervisor.errors import doing, translate
-from kvmctl.model.errors import UnreachableError, UsageError
+from kvmctl.hypervisor.uri import given
+from kvmctl.model.errors import UnreachableError
 
 SYSTEM_URIS = ("qemu:///system", "xen:///system", "lxc:///system")
 
@@ -54,7 +55,7 @@ def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:
     """
     if events:
         libvirt.virEventRegisterDefaultImpl()
-    wanted = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
+    wanted = given(uri)
     if wanted:
         return Hypervisor(_open(wanted))
     candidates = SYSTEM_URIS if os.geteuid() == 0 else (*SYSTEM_URIS, "qemu:///session")
@@ -69,8 +70,6 @@ def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:
 
 
 def _open(uri: str) -> Any:
-    if "\0" in uri:
-        raise UsageError("the connection URI holds a NUL character")
     try:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:

@@ -5,12 +5,35 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
+from kvmctl.model.errors import UsageError
+from kvmctl.model.wording import quoted
+
 DEFAULT_URI = "qemu:///system"
 
 
+def given(uri: str | None) -> str | None:
+    """The URI that a user gave, by option or by environment. Raises UsageError for what cannot be one."""
+    if uri is None:
+        uri = os.environ.get("LIBVIRT_DEFAULT_URI") or None
+    if uri == "":
+        # An option whose variable is not set must not end on another host than the one it was meant for.
+        raise UsageError("the connection URI is empty", f"write it as in -c {DEFAULT_URI}, or leave out -c")
+    if uri is not None and not (uri.isprintable() and _has_parts(uri)):
+        raise UsageError(f"{quoted(uri)} is not a connection URI", f"write it as in -c {DEFAULT_URI}")
+    return uri
+
+
+def _has_parts(uri: str) -> bool:
+    try:
+        urlsplit(uri)
+    except ValueError:  # brackets that are not around an IPv6 address
+        return False
+    return True
+
+
 def meant(uri: str | None) -> str:
-    """The URI that a user means who gave `uri`, or none."""
-    return uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+    """The URI that a user means who gave `uri`, or none. Raises UsageError."""
+    return given(uri) or DEFAULT_URI
 
 
 def is_local(uri: str) -> bool:

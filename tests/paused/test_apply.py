@@ -214,7 +214,7 @@ def test_pause_resume_stop_and_delete(
     kvmctl("apply", "-f", file(f"{{name: {name}, disks: [{{volume: d.qcow2, pool: {pool[0]}, size: 1MiB}}]}}"))
     assert "already" in kvmctl("pause", name).out
     kvmctl("stop", name, code=4)
-    kvmctl("delete", name, code=5)
+    kvmctl("delete", name, "--force", code=5)
     kvmctl("--yes", "delete", name, code=4)
     kvmctl("stop", name, "--force")
     assert "already" in kvmctl("stop", name).out
