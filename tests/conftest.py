@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.support import PREFIX, Console, Guest
+from tests.support import PREFIX, Console, Guest, Screen
 
 if TYPE_CHECKING:
     from kvmctl.bootstrap.microguest import MicroGuest
@@ -165,3 +165,11 @@ def console() -> Iterator[Callable[[Guest], Console]]:
     """Serial consoles of booted micro guests, closed after the test."""
     with contextlib.ExitStack() as stack:
         yield lambda guest: stack.enter_context(Console(guest))
+
+
+@pytest.fixture
+def screen(state: Path, tmp_path: Path) -> Iterator[Screen]:
+    """A terminal to run the command line on."""
+    opened = Screen(environment(state, tmp_path / "run"))
+    yield opened
+    opened.close()

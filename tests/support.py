@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import re
 import select
+import signal
+import sys
 import time
 import tty
 from collections.abc import Callable
@@ -155,3 +158,72 @@ class Console:
     def meminfo(self, key: str) -> int:
         """A line of the guest's /proc/meminfo, in bytes."""
         return int(self.run(f"grep ^{key}: /proc/meminfo").split()[1]) * 1024
+
+
+class Screen:
+    """The command line on a terminal of its own, with what it shows there."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        """`env` is the environment of what is started."""
+        self._env = env
+        self._pid = 0
+        self._code: int | None = None
+        self._seen = b""
+        self.terminal = -1
+
+    @property
+    def text(self) -> str:
+        """Everything that was shown."""
+        return self._seen.decode(errors="replace")
+
+    def start(self, *words: str, env: dict[str, str] | None = None) -> None:
+        """Run a command line; one that still runs is ended first."""
+        self.close()
+        self._seen, self._code = b"", None
+        self._pid, self.terminal = pty.fork()
+        if self._pid == 0:
+            full = self._env | {"TERM": "xterm"} | (env or {})
+            os.execve(sys.executable, [sys.executable, "-m", "kvmctl", *words], full)
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self.terminal, keys)
+
+    def expect(self, text: str, timeout: float = 30) -> None:
+        """Wait until the text has been shown."""
+        until(self._read, lambda seen: text in seen, timeout, "the screen")
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit code of the command, once it has ended."""
+
+        def ended() -> int | None:
+            self._read()
+            if self._code is None:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                if pid:
+                    self._code = os.waitstatus_to_exitcode(status)
+                    self._read()
+            return self._code
+
+        code = until(ended, lambda found: found is not None, timeout, f"the exit code, after {self.text!r}")
+        assert code is not None
+        return code
+
+    def _read(self) -> str:
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
+            while select.select([self.terminal], [], [], 0)[0]:
+                received = os.read(self.terminal, 65536)
+                if not received:
+                    break
+                self._seen += received
+        return self.text
+
+    def close(self) -> None:
+        """End the command."""
+        if self.terminal < 0:
+            return
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self.terminal)
+        self.terminal = -1
