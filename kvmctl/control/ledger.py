@@ -117,8 +117,8 @@ def cpu_ledger(hypervisor: Hypervisor, seconds: float) -> CpuLedger:
         _cpu_line(claim, one, before.get(claim.name), after[claim.name], weights)
         for claim, one in zip(claimed, entitlements(claimed, capacity), strict=True)
     )
-    reserved = sum(line.reservation for line in lines)
-    return CpuLedger(hypervisor.uri, capacity, reserved, seconds, lines, tuple(_cpu_notes(hypervisor, lines)))
+    reserved, notes = sum(line.reservation for line in lines), tuple(_cpu_notes(hypervisor, capacity, lines))
+    return CpuLedger(hypervisor.uri, capacity, reserved, seconds, lines, notes)
 
 
 def _readings(samples: Iterable[GuestSample]) -> dict[str, GuestReading]:
@@ -152,16 +152,31 @@ def _cpu_line(
     )
 
 
-def _cpu_notes(hypervisor: Hypervisor, lines: Sequence[CpuLine]) -> Iterator[str]:
+def _cpu_notes(hypervisor: Hypervisor, capacity: float, lines: Sequence[CpuLine]) -> Iterator[str]:
     if lines and not hypervisor.local:
         yield NOT_LOCAL
+    reserved = sum(line.reservation for line in lines)
+    if round(reserved, 3) > capacity:
+        yield f"{reserved:g} cores are reserved of {capacity:g}: each guest gets the same part of what it was promised"
+    short = [line for line in lines if falls_short(line.reservation, line.used, _waited(line))]
+    for line in short:
+        yield f"{line.name}: it wants its reserved {line.reservation:g} cores and gets {line.used:.2f} at present"
+    taken = [line.used for line in lines if line.used is not None]
+    if short and len(taken) == len(lines) and sum(taken) < 0.9 * capacity:
+        yield (
+            f"all guests together get {sum(taken):.2f} of {capacity:g} cores: "
+            "look for what else runs on this host, and for guests pinned to the same CPUs"
+        )
     for line in lines:
         if line.weight not in (None, line.weight_due):
             yield f"{line.name}: its weight is {line.weight}; the next change through kvmctl sets {line.weight_due}"
-        if falls_short(line.reservation, line.used, None if line.steal is None else line.steal / 100 * line.vcpus):
-            yield f"{line.name}: it wants its reserved {line.reservation:g} cores and gets {line.used:.2f} at present"
         if line.note:
             yield f"{line.name}: {line.note}"
+
+
+def _waited(line: CpuLine) -> float | None:
+    """Cores that the guest's vCPUs waited for."""
+    return None if line.steal is None else line.steal / 100 * line.vcpus
 
 
 def _processes(hypervisor: Hypervisor, readings: Mapping[str, GuestReading]) -> dict[str, ProcessSample]:

@@ -47,6 +47,11 @@ def line(document: Any, guest: Guest) -> dict[str, Any]:
     return found
 
 
+def weight_file(guest: Guest) -> Path:
+    files = [guest.cgroup / "cpu.shares", guest.cgroup / "cpu.weight"]
+    return next(path for path in files if path.exists())
+
+
 def test_cpu(kvmctl: Kvmctl, guest: Guest) -> None:
     document = kvmctl("-o", "json", "cpu", "--sample", "300ms").json()
     assert document["uri"] == "qemu:///system"
@@ -58,13 +63,13 @@ def test_cpu(kvmctl: Kvmctl, guest: Guest) -> None:
         "reservation": 0.25,
     }  # fmt: skip
     assert 0.25 <= found["entitlement"] <= 0.5
-    assert found["weight"] == int((guest.cgroup / "cpu.shares").read_text())
+    assert found["weight"] == int(weight_file(guest).read_text())
     assert 0 <= found["used"] < 1
     assert 0 <= found["steal"] < 100
 
 
 def test_cpu_names_a_weight_that_is_not_due(kvmctl: Kvmctl, guest: Guest) -> None:
-    (guest.cgroup / "cpu.shares").write_text("77")
+    weight_file(guest).write_text("77")
     ran = kvmctl("-o", "json", "cpu", "--sample", "0")
     found = line(ran.json(), guest)
     assert (found["weight"], found["used"], found["steal"]) == (77, None, None)
@@ -107,3 +112,24 @@ def test_memory_as_a_table(kvmctl: Kvmctl, guest: Guest) -> None:
     assert row[4:6] == ["-", "-"]
     assert row[-2:] == ["32MiB", "1280"]
     assert out[-1].startswith("total")
+
+
+def test_cpu_names_promises_that_are_too_many(
+    kvmctl: Kvmctl, hypervisor: Hypervisor, make_name: Callable[..., str]
+) -> None:
+    cores = hypervisor.connection.getInfo()[2]
+    for number in range(2):
+        name = make_name(f"po-greedy{number}")
+        text = f"""
+            <domain type='qemu'>
+              <name>{name}</name><memory unit='MiB'>64</memory><vcpu>{cores}</vcpu>
+              <os><type arch='x86_64'>hvm</type></os>
+              <metadata><k:guest xmlns:k='{NAMESPACE}'><k:cpu reservation='{cores}'/></k:guest></metadata>
+            </domain>"""
+        domains.start(domains.define(hypervisor, name, text), paused=True)
+    ran = kvmctl("-o", "json", "cpu", "--sample", "0")
+    assert ran.json()["host"]["free"] == 0
+    assert f"cores are reserved of {cores}: each guest gets the same part of what it was promised" in ran.err
+    part = cores * cores / ran.json()["host"]["reserved"]
+    greedy = [line["entitlement"] for line in ran.json()["guests"] if "greedy" in line["name"]]
+    assert greedy == pytest.approx([part, part], abs=1e-5)
