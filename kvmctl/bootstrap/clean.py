@@ -2,15 +2,16 @@
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from kvmctl.bootstrap import daemons, defaults, demo, device, environment, microguest, packages, state
-from kvmctl.bootstrap.progress import say
-from kvmctl.bootstrap.virsh import names, succeeds, virsh
+from kvmctl.bootstrap.progress import run, say
+from kvmctl.bootstrap.virsh import URI, names, succeeds, virsh
 from kvmctl.host import accelerator
+from kvmctl.model.errors import KvmctlError
 
 _TEST_PREFIX = "kvmctl-test-"
 _TEST_FOLDERS = Path("/var/lib/libvirt")
@@ -38,21 +39,33 @@ def clean(everything: bool) -> None:
 
 def _remove_demo(made: state.State) -> None:
     present = names("list", "--all", "--name")
-    for name in sorted(made.guests):
-        if name not in present:
-            continue
-        if demo.is_ours(name, made):
-            _remove_guest(name)
-        else:
-            say(f"left the guest {name} alone: it is not the one that the demonstration made")
+    ours = sorted(name for name in made.guests if name in present and demo.is_ours(name, made))
+    for name in sorted(set(made.guests) & present - set(ours)):
+        say(f"left the guest {name} alone: it is not the one that the demonstration made")
+    kept = _delete_with_images(ours) if ours else set()
     state.update(lambda known: replace(known, guests={}))
     if made.volumes:
         defaults.ensure_pool()
     for volume in made.volumes:
         if succeeds("vol-info", "--pool", defaults.NAME, volume):
-            virsh("vol-delete", "--pool", defaults.NAME, volume)
-            say(f"deleted the image {volume}")
+            if volume in kept:
+                say(f"left the image {volume}: something else needs it")
+            else:
+                virsh("vol-delete", "--pool", defaults.NAME, volume)
     state.update(lambda known: replace(known, volumes=()))
+
+
+def _delete_with_images(guests: Sequence[str]) -> set[str]:
+    """Delete guests by kvmctl, which sets the other guests' weights anew; by virsh where kvmctl cannot
+    run. The images that kvmctl was to decide about."""
+    say(f"removing {', '.join(guests)}, with their images")
+    try:
+        run([str(environment.KVMCTL), "--connect", URI, "--quiet", "--yes", "delete", "--force", "--disks", *guests])
+    except KvmctlError:
+        for name in guests:
+            _remove_guest(name)
+        return set()
+    return {demo.volume(name) for name in guests}
 
 
 def _remove_guest(name: str) -> None:
@@ -61,7 +74,6 @@ def _remove_guest(name: str) -> None:
     # One that was not persistent went with its process.
     if name in names("list", "--all", "--name"):
         virsh("undefine", name, *_METADATA)
-    say(f"removed the guest {name}")
 
 
 def _release() -> None:
@@ -110,6 +122,7 @@ def remove_test_leftovers() -> None:
     that is still going on stays."""
     for name in sorted(names("list", "--all", "--name")):
         if is_left_over(name):
+            say(f"removing the guest {name}, which a killed test left")
             _remove_guest(name)
     for name in sorted(names("pool-list", "--name")):
         if is_left_over(name):

@@ -46,9 +46,9 @@ def _dependencies() -> str:
             f"{CHECKOUT} is not a checkout of kvmctl: it has no pyproject.toml",
             "the bootstrap sets up a checkout; an installed kvmctl needs none: run kvmctl itself",
         )
-    project = tomllib.loads(text)
-    parts = [project["build-system"], *(project["project"].get(key) for key in _PARTS)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + "\n"
+    project = tomllib.loads(text)["project"]
+    parts = json.dumps([project.get(key) for key in _PARTS], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest() + "\n"
 
 
 def _works(statement: str) -> bool:
