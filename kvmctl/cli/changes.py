@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,8 +23,15 @@ _BELOW = "…"
 
 
 def _value(value: object) -> str:
-    text = str(value) or '""'
+    text = _written(value)
     return text if len(text) <= _LONGEST else _BELOW
+
+
+def _written(value: object) -> str:
+    """A value as the guest file writes it, on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return one_line(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) or '""'
 
 
 _FIELDS = (
@@ -60,7 +67,8 @@ def show_outcomes(app: App, plans: Sequence[GuestPlan], applied: Sequence[Applie
     for plan in plans:
         if not plan.changes:
             detail(app, f"guest {plan.name} is as declared")
-    _emit(app, [_row(o.change) | {"result": o.result, "reason": o.reason or None} for o in outcomes], _OUTCOMES)
+    rows = [_row(o.change) | {"result": o.result, "reason": o.reason or None} for o in outcomes]
+    _emit(app, rows, _OUTCOMES, said_after={guest.error.message for guest in applied if guest.error})
     for guest in applied:
         if guest.error:
             from kvmctl.cli.main import report
@@ -78,7 +86,9 @@ def _row(change: Change) -> dict[str, Any]:
     return {"name": change.guest, "field": change.field, "old": change.old, "new": change.new}
 
 
-def _emit(app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
+def _emit(
+    app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column], said_after: Collection[str] = ()
+) -> None:
     if app.output != "table":
         emit(app, rows, columns)
     elif rows:
@@ -86,16 +96,16 @@ def _emit(app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -
         click.echo(title)
         for row, line in zip(rows, lines, strict=True):
             click.echo(line)
-            for text in _below(row):
+            for text in _below(row, said_after):
                 click.echo(f"    {text}")
 
 
-def _below(row: Mapping[str, Any]) -> Iterator[str]:
-    """What has no room in a row's line: long values, and the reason."""
+def _below(row: Mapping[str, Any], said_after: Collection[str]) -> Iterator[str]:
+    """What has no room in a row's line: long values, and the reason, unless the guest's error says the same."""
     for key in ("old", "new"):
         if row[key] is not None and _value(row[key]) == _BELOW:
-            yield f"{key}: {one_line(str(row[key]))}"
-    if row["reason"]:
+            yield f"{key}: {_written(row[key])}"
+    if row["reason"] and row["reason"] not in said_after:
         yield one_line(row["reason"])
 
 

@@ -17,7 +17,6 @@ from kvmctl.model.spec import DiskSpec, GuestSpec
 from kvmctl.xml.images import images
 from kvmctl.xml.parse import parse
 
-
 _OFF = ("stopped", "crashed")
 
 

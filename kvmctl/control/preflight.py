@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from kvmctl.control.resolve import VolumePlan
 from kvmctl.host import access
 from kvmctl.hypervisor import networks
 from kvmctl.hypervisor.capabilities import qemu_user
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, UsageError
 from kvmctl.model.spec import GuestSpec
 
 
@@ -39,6 +40,8 @@ def _files(spec: GuestSpec, to_be_made: set[str], user: tuple[int, int] | None) 
             yield NotFoundError(
                 f"guest {spec.name}: the {what} {path} does not exist", "check the path in the guest file"
             )
+        elif Path(path).is_dir():
+            yield UsageError(f"guest {spec.name}: the {what} {path} is a folder", "check the path in the guest file")
         elif user and (folder := access.closed_folder(path, *user)):
             name = access.user_name(user[0])
             yield RefusedError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, cast
 
 from kvmctl.hypervisor import storage
@@ -42,7 +43,7 @@ def resolve_disks(hypervisor: Hypervisor, spec: GuestSpec) -> tuple[GuestSpec, t
     disks, plans = [], []
     for disk in spec.disks:
         if disk.volume is None:
-            disks.append(_with_format(hypervisor, disk))
+            disks.append(_with_format(hypervisor, spec.name, disk))
             continue
         path, form, plan = _volume(hypervisor, spec.name, disk)
         disks.append(replace(disk, path=path, format=cast("ImageFormat | None", form)))
@@ -50,13 +51,15 @@ def resolve_disks(hypervisor: Hypervisor, spec: GuestSpec) -> tuple[GuestSpec, t
     return replace(spec, disks=tuple(disks)), tuple(plans)
 
 
-def _with_format(hypervisor: Hypervisor, disk: DiskSpec) -> DiskSpec:
+def _with_format(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> DiskSpec:
     """An image whose format is not said is what its first bytes say now, and never asked again: once a guest
     runs, it is the guest who writes them."""
     from kvmctl.host.files import first_bytes
 
     if disk.format or not disk.path or not hypervisor.local:
         return disk
+    if Path(disk.path).is_dir():
+        raise UsageError(f"guest {guest}: the disk {disk.path} is a folder", "name an image file or a block device")
     if disk.path.startswith("/dev/") or disk.device == "cdrom":
         return replace(disk, format="raw")
     return replace(disk, format="qcow2" if first_bytes(disk.path, 4) == _QCOW2_MAGIC else "raw")

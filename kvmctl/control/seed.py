@@ -64,9 +64,12 @@ def _read(path: str) -> bytes:
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise NotFoundError(f"cannot read {path} for cloud-init: {error.strerror}") from error
+        kind = NotFoundError if isinstance(error, FileNotFoundError) else UsageError
+        raise kind(
+            f"cannot read {path} for cloud-init: {error.strerror}", "check the paths under cloud-init in the guest file"
+        ) from error
     if len(data) > MAX_FILE:
-        raise UsageError(f"{path} is larger than 1 MiB, too much for a cloud-init seed")
+        raise UsageError(f"{path} is larger than 1 MiB, too much for a cloud-init seed", "name a smaller file")
     return data
 
 

@@ -2,13 +2,14 @@
 
 import os
 import socket
+from shlex import quote
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import libvirt
 
-from kvmctl.hypervisor.errors import doing, translate
+from kvmctl.hypervisor.errors import doing, said, translate
 from kvmctl.hypervisor.uri import given
 from kvmctl.model.errors import UnreachableError
 
@@ -75,7 +76,6 @@ def _open(uri: str) -> Any:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
             raise translate(error, f"connect to {uri}") from error
-        said = (error.get_error_message() or str(error)).strip()
         raise UnreachableError(
-            f"cannot connect to {uri}: {said}", f"kvmctl -c {uri} host doctor says which part is missing"
+            f"cannot connect to {uri}: {said(error)}", f"kvmctl -c {quote(uri)} host doctor says which part is missing"
         ) from error

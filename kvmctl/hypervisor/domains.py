@@ -194,7 +194,8 @@ def define(hypervisor: Hypervisor, name: str, xml: str) -> Any:
 
 def start(domain: Any, paused: bool = False) -> None:
     """Start a guest that is off."""
-    with doing(f"start guest {domain.name()}"):
+    log = f"/var/log/libvirt/qemu/{domain.name()}.log"
+    with doing(f"start guest {domain.name()}", f"its log on the host may have more: {log}"):
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
 

@@ -1,5 +1,6 @@
 """libvirt's errors become ours by their code, here and nowhere else."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,17 +42,30 @@ _BY_CODE = {
 _HINTS: dict[type[KvmctlError], str] = {
     UnreachableError: "kvmctl host doctor shows which part of the connection is missing",
     NotFoundError: "kvmctl list shows the guests of this hypervisor",
+    ConflictError: "kvmctl list shows the state of each guest",
+    TimedOutError: "try again; kvmctl host doctor examines the way to the hypervisor",
+    UsageError: "correct what was asked for; kvmctl xml shows a guest's whole definition",
+    RefusedError: "kvmctl host show tells what this host has",
+    KvmctlError: "kvmctl host doctor examines the host; libvirt's log may have more",
 }
+_NOISE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (?=qemu)")
+"""The time that QEMU puts before its complaints."""
 
 
-def translate(error: libvirt.libvirtError, doing: str) -> KvmctlError:
+def said(error: libvirt.libvirtError) -> str:
+    """libvirt's own words, without what is there for its developers."""
+    text = (error.get_error_message() or str(error)).strip()
+    return _NOISE.sub("", text.removeprefix("internal error: "))
+
+
+def translate(error: libvirt.libvirtError, doing: str, hint: str = "") -> KvmctlError:
     """The kvmctl error for what libvirt reported while `doing` something, such as `start guest web1`."""
-    said = (error.get_error_message() or str(error)).strip()
-    if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and "socket" in said:
+    text = said(error)
+    if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and "socket" in text:
         kind: type[KvmctlError] = UnreachableError
     else:
         kind = _BY_CODE.get(error.get_error_code(), KvmctlError)
-    return kind(f"cannot {doing}: {said}", _HINTS.get(kind, ""))
+    return kind(f"cannot {doing}: {text}", hint or _HINTS[kind])
 
 
 def is_gone(error: libvirt.libvirtError) -> bool:
@@ -60,9 +74,9 @@ def is_gone(error: libvirt.libvirtError) -> bool:
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def doing(what: str, hint: str = "") -> Iterator[None]:
     """Translate libvirt errors of the block; `what` completes the sentence "cannot …"."""
     try:
         yield
     except libvirt.libvirtError as error:
-        raise translate(error, what) from error
+        raise translate(error, what, hint) from error
