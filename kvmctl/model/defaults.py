@@ -24,7 +24,9 @@ MEMORY_SIZE = GIB
 NETWORK = "default"
 """libvirt's own NAT network, for a nic that says none."""
 Bus = Literal["virtio", "scsi", "sata", "ide"]
-_TARGET_PREFIXES: dict[Bus, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
+POOL = "default"
+"""The storage pool of a volume that says none."""
+TARGET_PREFIXES: dict[str, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 
 
 def fill(spec: GuestSpec, platform: Platform) -> GuestSpec:
@@ -90,8 +92,8 @@ def _memory(memory: MemorySpec) -> MemorySpec:
 
 def _boot(spec: GuestSpec, platform: Platform) -> BootSpec:
     boot = spec.boot
-    if boot.firmware and platform.firmwares is not None and boot.firmware not in platform.firmwares:
-        raise ValueError(f"there is no {boot.firmware} firmware for {platform.arch} guests on this host")
+    if boot.firmware:
+        platform.check_firmware(boot.firmware)
     return BootSpec(
         kernel=boot.kernel or None,
         initrd=boot.initrd or None,
@@ -128,15 +130,25 @@ def fill_disks(disks: Iterable[DiskSpec], machine: str | None, taken: Collection
 
 def _fill_disk(disk: DiskSpec, machine: str | None, taken: Collection[str]) -> DiskSpec:
     device = disk.device or "disk"
-    bus: Bus = disk.bus or ("virtio" if device == "disk" else cdrom_bus(machine))
+    bus = disk.bus or _bus(disk.target, device, machine)
     return replace(
         disk,
+        pool=(disk.pool or POOL) if disk.volume else disk.pool,
         device=device,
         bus=bus,
         format=disk.format or _format(disk, device),
-        target=disk.target or _free_target(_TARGET_PREFIXES[bus], taken),
+        target=disk.target or free_target(bus, taken),
         read_only=device == "cdrom" or bool(disk.read_only),
     )
+
+
+def _bus(target: str | None, device: str, machine: str | None) -> Bus:
+    """What the target tells, as libvirt reads it, or else what suits the device."""
+    usual: Bus = "virtio" if device == "disk" else cdrom_bus(machine)
+    if target is None or target.startswith(TARGET_PREFIXES[usual]):
+        return usual
+    told: dict[str, Bus] = {"vd": "virtio", "sd": "scsi", "hd": "ide"}
+    return told.get(target[:2], usual)
 
 
 def _format(disk: DiskSpec, device: str) -> Literal["qcow2", "raw"] | None:
@@ -154,7 +166,9 @@ def cdrom_bus(machine: str | None) -> Bus:
     return buses.get(machine_family(machine), "scsi")
 
 
-def _free_target(prefix: str, taken: Collection[str]) -> str:
+def free_target(bus: str, taken: Collection[str]) -> str:
+    """The first name on that bus that is not taken."""
+    prefix = TARGET_PREFIXES[bus]
     number = 0
     while f"{prefix}{_letters(number)}" in taken:
         number += 1

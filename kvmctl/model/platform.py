@@ -74,6 +74,11 @@ class Platform:
             )
         return offered.get(machine, machine)
 
+    def check_firmware(self, firmware: Firmware) -> None:
+        """Raises ValueError where libvirt finds no such firmware."""
+        if self.firmwares is not None and firmware not in self.firmwares:
+            raise ValueError(f"there is no {firmware} firmware for {self.arch} guests on this host")
+
     def check_cpu_model(self, model: str) -> None:
         """Raises ValueError where the hypervisor has no such CPU mode or model."""
         if self.cpu_modes is None or self.cpu_models is None:

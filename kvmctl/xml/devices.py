@@ -89,9 +89,9 @@ def console(root: Element) -> ConsoleSpec:
 
 
 def consoles(root: Element) -> list[Element]:
-    """The elements that together are the serial console: the first port, and the first console, its alias."""
-    first = (root.find("devices/serial"), root.find("devices/console"))
-    return [element for element in first if element is not None and is_console(element)]
+    """The elements that together are the serial console: a port, and the console that is its alias."""
+    found = (filter(is_console, root.iterfind(f"devices/{tag}")) for tag in ("serial", "console"))
+    return [element for elements in found if (element := next(elements, None)) is not None]
 
 
 def is_console(element: Element) -> bool:

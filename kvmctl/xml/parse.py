@@ -33,10 +33,11 @@ def parse(domain_xml: str) -> Parsed:
     """Read a definition, of a stopped or of a running guest. Raises UsageError where it is no domain's XML."""
     root = tree.read(domain_xml)
     said = metadata.of(root)
-    return Parsed(_spec(root, said), unexpressed(root), said.notes)
+    return Parsed(spec_of(root, said), unexpressed(root), said.notes)
 
 
-def _spec(root: Element, said: Metadata) -> GuestSpec:
+def spec_of(root: Element, said: Metadata) -> GuestSpec:
+    """The spec of a domain that has this metadata."""
     iso, disks = _drives(root, said)
     return GuestSpec(
         name=root.findtext("name", ""),

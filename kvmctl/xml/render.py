@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvmctl.model.defaults import drives
-from kvmctl.model.errors import UsageError
 from kvmctl.model.platform import CPU_MODES, Platform, machine_family
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, cpu_shares
 from kvmctl.xml import metadata
-from kvmctl.xml.resources import PERIOD, clamp_shares
+from kvmctl.xml.resources import PERIOD, clamp_shares, quota
 from kvmctl.xml.text import check_texts
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 SPARE_ROOT_PORTS = 4
 """Devices that can be plugged into a running q35 guest, beside those it was made with."""
-LEAST_QUOTA = 1000
-"""Microseconds. The kernel takes no less."""
 
 
 class Volume(Protocol):
@@ -95,24 +92,14 @@ def _is_conventional(nic: NicSpec) -> bool:
     return not (nic.model or "virtio").startswith(("virtio", "e1000e", "igb", "vmxnet3"))
 
 
-def quota(limit: float | None) -> int | None:
-    """Microseconds of CPU in each period; None is no limit. Raises UsageError below what the kernel takes."""
-    if limit is None or limit == float("inf"):
-        return None
-    most = round(limit * PERIOD)
-    if most < LEAST_QUOTA:
-        raise UsageError(f"a limit of {limit:g} cores is below what the kernel takes", "the least is 0.01 cores")
-    return most
-
-
 def render_volume(volume: Volume) -> str:
     """The XML of a volume to be made."""
     return _render("volume.xml.j2", volume=volume)
 
 
-def render_device(template: str, **values: object) -> str:
-    """One device for an existing guest; `template` is the name of a file in `devices/`."""
-    return _render(f"devices/{template}.xml.j2", **values)
+def render_part(template: str, **values: object) -> str:
+    """One part of a definition, for an existing guest; `template` is a file's name without `.xml.j2`."""
+    return _render(f"{template}.xml.j2", **values)
 
 
 def _render(template: str, **values: object) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
 from kvmctl.model.cpuset import format_cpuset, parse_cpuset
+from kvmctl.model.errors import UsageError
 from kvmctl.model.platform import CPU_MODES
 from kvmctl.model.spec import UNLIMITED, CpuSpec, Level, MemorySpec, cpu_shares
 from kvmctl.xml import tree
@@ -17,11 +18,23 @@ LEAST_SHARES, MOST_SHARES = 2, 10_000
 """What `<shares>` can be: the kernel's range on cgroup v1 and v2 alike."""
 PERIOD = 100_000
 """Microseconds that a quota is counted over, where a definition does not say."""
+LEAST_QUOTA = 1000
+"""Microseconds. The kernel takes no less."""
 
 
 def clamp_shares(shares: int) -> int:
     """The number of shares as `<shares>` can hold it."""
     return min(max(shares, LEAST_SHARES), MOST_SHARES)
+
+
+def quota(limit: float | None) -> int | None:
+    """Microseconds of CPU in each period; None is no limit. Raises UsageError below what the kernel takes."""
+    if limit is None or limit == UNLIMITED:
+        return None
+    most = round(limit * PERIOD)
+    if most < LEAST_QUOTA:
+        raise UsageError(f"a limit of {limit:g} cores is below what the kernel takes", "the least is 0.01 cores")
+    return most
 
 
 def cpu(root: Element, said: Metadata) -> CpuSpec:

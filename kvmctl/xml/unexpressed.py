@@ -6,7 +6,8 @@ adds by itself), is named: an element that libvirt has only since yesterday is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from xml.etree.ElementTree import Element
 
 from kvmctl.xml import devices
@@ -78,13 +79,19 @@ def unexpressed(root: Element) -> tuple[str, ...]:
             known = _SECTIONS[tag]
             if tag == "os" and child.get("firmware"):
                 known |= _CHOSEN_BY_LIBVIRT
-            found += _line(tag, _strangers(child, known))
+            found += _line(tag, chain(_strangers(child, known), _features(child)))
         elif tag not in _SAID and (child.text or "").strip() not in _USUAL.get(tag, ("\0",)):
             found.append(_words(child))
     return tuple(dict.fromkeys(found))
 
 
-def _line(what: str, strangers: Iterator[str]) -> list[str]:
+def _features(boot: Element) -> Iterator[str]:
+    """What is demanded of the firmware; a spec's has no Secure Boot and no keys."""
+    for feature in boot.iterfind("firmware/feature[@enabled='yes']"):
+        yield f"firmware feature {feature.get('name')}"
+
+
+def _line(what: str, strangers: Iterable[str]) -> list[str]:
     together = ", ".join(dict.fromkeys(strangers))
     return [f"{what}: {together}"] if together else []
 
@@ -135,7 +142,7 @@ def _devices(root: Element, parent: Element) -> Iterator[str]:
         if tag in ("serial", "console"):
             if device in consoles:
                 yield from _line("console", _strangers(device, _CONSOLE))
-            else:
+            elif tag == "serial" or _of(device, "target", "type") != "serial":
                 yield f"{tag} {device.get('type')} {_of(device, 'target', 'type')}".rstrip()
         elif tag == "graphics":
             yield from _device(device, _GRAPHICS if device is display else None, _words(device))
@@ -189,17 +196,19 @@ def _controller(device: Element) -> list[str]:
 
 def _hostdev(device: Element) -> list[str]:
     source = device.find("source")
-    address = None if source is None else source.find("address")
-    return [" ".join(filter(None, ("hostdev", device.get("type"), "" if address is None else _host_address(address))))]
+    what = "" if source is None else _host_device(source)
+    return [" ".join(filter(None, ("hostdev", device.get("type"), what)))]
 
 
-def _host_address(address: Element) -> str:
-    part = {key: value.removeprefix("0x") for key, value in address.items()}
+def _host_device(source: Element) -> str:
+    vendor = _of(source, "vendor", "id").removeprefix("0x")
+    if vendor:
+        return f"{vendor}:{_of(source, 'product', 'id').removeprefix('0x')}"
+    address = source.find("address")
+    part = {} if address is None else {key: value.removeprefix("0x") for key, value in address.items()}
     if "slot" in part:
-        return (
-            f"{part.get('domain', '0'):0>4}:{part.get('bus', '0'):0>2}:{part['slot']:0>2}.{part.get('function', '0')}"
-        )
-    return address.get("uuid") or " ".join(f"{key}={value}" for key, value in address.items())
+        return f"{part.get('domain', ''):0>4}:{part.get('bus', ''):0>2}:{part['slot']:0>2}.{part.get('function', '0')}"
+    return part.get("uuid") or " ".join(f"{key}={value}" for key, value in part.items())
 
 
 def _filesystem(device: Element) -> list[str]:
@@ -231,5 +240,5 @@ _DEVICES: dict[str, Callable[[Element], list[str]]] = {
     "hostdev": _hostdev,
     "filesystem": _filesystem,
     "input": _furniture(("mouse", "ps2"), ("keyboard", "ps2"), ("mouse", ""), ("keyboard", "")),
-    "audio": _furniture(("none", "")),
+    "audio": _furniture(("none", ""), ("spice", "")),
 }

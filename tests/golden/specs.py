@@ -1,0 +1,120 @@
+"""The guests whose XML is kept in `rendered/`, and the platforms that it is made for."""
+
+from dataclasses import replace
+
+from kvmctl.model.platform import Platform
+from kvmctl.model.spec import (
+    BootSpec,
+    CloudInitSpec,
+    ConsoleSpec,
+    CpuSpec,
+    DiskSpec,
+    GuestSpec,
+    MemorySpec,
+    NicSpec,
+    VncSpec,
+)
+from kvmctl.model.units import GIB, MIB
+
+TCG = Platform(
+    arch="x86_64",
+    virt_type="qemu",
+    emulator="/usr/bin/qemu-system-x86_64",
+    machines=(
+        ("pc-i440fx-7.2", "pc-i440fx-7.2"), ("pc", "pc-i440fx-7.2"),
+        ("pc-q35-7.2", "pc-q35-7.2"), ("q35", "pc-q35-7.2"),
+    ),
+    cpu_modes=("host-model", "maximum"),
+    cpu_models=("qemu64", "EPYC-Rome"),
+    firmwares=("bios", "uefi"),
+    disk_buses=("scsi", "virtio", "sata"),
+    graphics=("vnc",),
+    rng=True,
+    vcpus_max=288,
+)  # fmt: skip
+KVM = replace(TCG, virt_type="kvm", cpu_modes=("host-passthrough", "host-model", "maximum"))
+TEST = Platform(arch="i686", virt_type="test", emulator="/usr/bin/test-hv")
+"""libvirt's test driver, which tells next to nothing."""
+
+IMAGES = "/var/lib/libvirt/images"
+SPECS: dict[str, GuestSpec] = {
+    spec.name: spec
+    for spec in (
+        GuestSpec("least"),
+        GuestSpec("least-kvm", accelerator="kvm"),
+        GuestSpec(
+            "promises",
+            cpu=CpuSpec(count=2, max=4, shares=2000, limit=1.5, reservation=0.5, pin="0-1"),
+            memory=MemorySpec(size=512 * MIB, max=GIB, reservation=256 * MIB, shares="high", sharing=False, swap=False),
+            project="shop",
+            labels=(("env", "prod"), ("role", "web & <db>")),
+            description="</description><devices/>\n  'second' \"line\" & last",
+        ),
+        GuestSpec("shares-beyond", cpu=CpuSpec(shares=300_000), memory=MemorySpec(shares=1)),
+        GuestSpec(
+            "kernel",
+            boot=BootSpec(kernel="/boot/vmlinuz", initrd="/boot/initrd.img", cmdline='console=ttyS0 panic=-1 a="b\'c"'),
+            console=ConsoleSpec(log="/var/log/libvirt/qemu/kernel-console.log"),
+            agent=False,
+            rng=False,
+        ),
+        GuestSpec(
+            "installed-from-iso",
+            boot=BootSpec(iso=f"{IMAGES}/debian.iso", firmware="uefi"),
+            disks=(DiskSpec(path=f"{IMAGES}/root.qcow2"), DiskSpec(path="/dev/vg0/data", bus="scsi", cache="none")),
+            nics=(NicSpec(network="default"),),
+            vnc=VncSpec(listen="::1", port=5907),
+        ),
+        GuestSpec(
+            "cloud",
+            disks=(DiskSpec(path=f"{IMAGES}/cloud.qcow2"),),
+            nics=(NicSpec(network="default", mac="52:54:00:12:34:56"),),
+            cloud_init=CloudInitSpec(
+                hostname="cloud1",
+                user="ops",
+                ssh_keys=("/root/.ssh/id_ed25519.pub",),
+                seed=f"{IMAGES}/seed.iso",
+                digest="1f2e",
+            ),
+        ),
+        GuestSpec(
+            "old-pc",
+            cpu=CpuSpec(model="qemu64", shares="low"),
+            boot=BootSpec(machine="pc", iso=f"{IMAGES}/tools.iso", order=("disk", "cdrom", "network")),
+            disks=(
+                DiskSpec(path=f"{IMAGES}/hd.raw", bus="ide", format="raw"),
+                DiskSpec(path=f"{IMAGES}/sata.raw", bus="sata", cache="unsafe"),
+            ),
+            nics=(NicSpec(user=True, model="rtl8139"), NicSpec(bridge="br0", model="e1000e")),
+            console=ConsoleSpec(enabled=False),
+            vnc=VncSpec(),
+        ),
+        GuestSpec(
+            "drives",
+            memory=MemorySpec(hugepages=2 * MIB),
+            disks=(
+                DiskSpec(volume="data.qcow2", pool="fast"),
+                DiskSpec(path=f"{IMAGES}/a<b>&'c'\".raw", read_only=True, target="vdc"),
+                DiskSpec(path=f"{IMAGES}/scsi.qcow2", bus="scsi", cache="directsync"),
+                DiskSpec(device="cdrom"),
+                DiskSpec(path=f"{IMAGES}/more.iso", device="cdrom", bus="scsi"),
+            ),
+        ),
+    )
+}
+
+
+def platform_of(spec: GuestSpec) -> Platform:
+    """What the golden of `spec` is made for."""
+    return KVM if spec.accelerator == "kvm" else TCG
+
+
+def stored(spec: GuestSpec) -> GuestSpec:
+    """What of a filled spec a definition holds: not how a volume is made, not what libvirt keeps elsewhere."""
+    disks = tuple(
+        replace(disk, size=None, base=None)
+        if disk.path is None
+        else replace(disk, size=None, base=None, volume=None, pool=None)
+        for disk in spec.disks or ()
+    )
+    return replace(spec, disks=disks, autostart=None, state=None)
