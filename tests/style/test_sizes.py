@@ -11,7 +11,18 @@ MAX_FILE = 420
 MAX_FUNCTION = 60
 LONGER: set[str] = set()
 """Functions that may be longer, as `path:name`. A function that passes 60 lines wants to be two."""
-TOP = {".ci", ".gitignore", "LICENSE", "README.md", "kvmctl", "pyproject.toml", "templates", "tests", "vagrant"}
+TOP = {
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "kvmctl",
+    "pyproject.toml",
+    "templates",
+    "tests",
+    "vagrant",
+}
 
 SOURCES = [path for folder in ("kvmctl", "tests", "vagrant") for path in sorted((ROOT / folder).rglob("*.py"))]
 
