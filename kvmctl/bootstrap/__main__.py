@@ -16,6 +16,9 @@ _LOCK = "this machine's set-up"
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit code, after one sentence about what went wrong and one about what to do."""
+    for stream in (sys.stdout, sys.stderr):
+        # What programs print may hold what the terminal's encoding does not.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.command != "test":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
@@ -26,6 +29,10 @@ def main(arguments: Sequence[str]) -> int:
         if error.hint:
             say(f"  {error.hint}")
         return error.exit_code
+    except BrokenPipeError:
+        # Nobody reads any more; without this the interpreter complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         say(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         return 1

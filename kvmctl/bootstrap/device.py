@@ -24,12 +24,12 @@ def ensure() -> None:
     """Give the device to its group, unless udev decides that or somebody has."""
     if _UDEV.exists() or not KVM_DEVICE.exists():
         return
-    group = grp.getgrnam(_GROUP).gr_gid
     found = KVM_DEVICE.stat()
-    if found.st_gid != 0 or found.st_mode & stat.S_IRWXO:
+    groups = {group.gr_name: group.gr_gid for group in grp.getgrall()}
+    if found.st_gid != 0 or found.st_mode & stat.S_IRWXO or _GROUP not in groups:
         return
     state.record(kvm_device=f"{found.st_gid}:{stat.S_IMODE(found.st_mode):o}")
-    _set(group, _MODE)
+    _set(groups[_GROUP], _MODE)
     say(f"gave {KVM_DEVICE} to the group {_GROUP}, as udev does where it runs")
 
 
