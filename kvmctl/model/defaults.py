@@ -192,7 +192,7 @@ def fill_nic(nic: NicSpec) -> NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class Drives:
-    """The disks of a new guest, and the CD-ROM drives that its ISO and its seed are in."""
+    """The disks of a new guest, and the drives that its ISO and its seed are in."""
 
     disks: tuple[DiskSpec, ...]
     iso: DiskSpec | None
@@ -210,10 +210,19 @@ def drives(spec: GuestSpec) -> Drives:
     iso = cdrom(spec.boot.iso, spec.boot.machine, (*disks,)) if spec.boot.iso else None
     seed_path = spec.cloud_init.seed if spec.cloud_init else None
     before = (*disks, *((iso,) if iso else ()))
-    return Drives(disks, iso, cdrom(seed_path, spec.boot.machine, before) if seed_path else None)
+    return Drives(disks, iso, fill_disks((seed_disk(seed_path),), None, _taken(before))[0] if seed_path else None)
+
+
+def seed_disk(path: str) -> DiskSpec:
+    """The drive of a cloud-init seed. A virtio disk, since the kernels of cloud images have no driver for the
+    controllers of CD-ROM drives."""
+    return DiskSpec(path=path, format="raw", bus="virtio", read_only=True)
 
 
 def cdrom(path: str, machine: str | None, others: Iterable[DiskSpec]) -> DiskSpec:
     """A CD-ROM drive with the image `path`, beside `others`."""
-    taken = [disk.target for disk in others if disk.target]
-    return fill_disks((DiskSpec(path=path, device="cdrom"),), machine, taken)[0]
+    return fill_disks((DiskSpec(path=path, device="cdrom"),), machine, _taken(others))[0]
+
+
+def _taken(disks: Iterable[DiskSpec]) -> list[str]:
+    return [disk.target for disk in disks if disk.target]

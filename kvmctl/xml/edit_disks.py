@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lxml.etree import _Element
 
-from kvmctl.model.defaults import POOL, TARGET_PREFIXES, fill_disks, free_target
+from kvmctl.model.defaults import POOL, TARGET_PREFIXES, fill_disks, free_target, seed_disk
 from kvmctl.model.errors import UsageError
 from kvmctl.model.spec import CloudInitSpec, DiskSpec, GuestSpec
 from kvmctl.xml import devices, dom
@@ -55,7 +55,7 @@ def _iso(root: _Element, path: str, desired: GuestSpec, said: Metadata) -> Metad
         drive = next((pair for pair in free if pair[1].path == path), None)
         drive = drive or next((pair for pair in free if _is_empty(pair[1])), None)
     if drive is None:
-        return replace(said, iso=_add_cdrom(root, path, desired))
+        return replace(said, iso=_add_drive(root, DiskSpec(path=path, device="cdrom"), desired))
     if drive[1].path != path:
         _set_path(drive[0], path)
     return replace(said, iso=drive[1].target)
@@ -65,10 +65,9 @@ def _is_listed(disk: DiskSpec, desired: GuestSpec) -> bool:
     return any(_is_same(wanted, disk) for wanted in desired.disks or ())
 
 
-def _add_cdrom(root: _Element, path: str, desired: GuestSpec) -> str | None:
+def _add_drive(root: _Element, wanted: DiskSpec, desired: GuestSpec) -> str | None:
     spoken_for = {disk.target for disk in desired.disks or () if disk.target}
     machine = root.find("os/type")
-    wanted = DiskSpec(path=path, device="cdrom")
     name = None if machine is None else machine.get("machine")
     return _add(root, fill_disks((wanted,), name, _targets(root) | spoken_for)[0])
 
@@ -81,7 +80,7 @@ def _seed(root: _Element, wanted: CloudInitSpec, desired: GuestSpec, said: Metad
         if before.seed in drives:
             _set_path(drives[before.seed], wanted.seed)
         else:
-            _add_cdrom(root, wanted.seed, desired)
+            _add_drive(root, seed_disk(wanted.seed), desired)
     return replace(said, cloud_init=wanted)
 
 
