@@ -2,7 +2,8 @@
 
 import os
 import socket
-from shlex import quote
+import threading
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -11,9 +12,15 @@ import libvirt
 
 from kvmctl.hypervisor.errors import doing, said, translate
 from kvmctl.hypervisor.uri import given
-from kvmctl.model.errors import UnreachableError
+from kvmctl.model.errors import UnreachableError, UsageError
+from kvmctl.model.wording import argument
 
 SYSTEM_URIS = ("qemu:///system", "xen:///system", "lxc:///system")
+OPEN_DEADLINE = 30.0
+"""Seconds for a hypervisor to take a connection."""
+KEEPALIVE = (5, 6)
+"""Seconds between two questions whether the daemon is there still, and how many may stay unanswered: virsh's own.
+One that is only slow answers them; without them a call to one that hangs never returns."""
 
 
 class Hypervisor:
@@ -48,14 +55,13 @@ class Hypervisor:
         self.close()
 
 
-def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:
+def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:  # noqa: ARG001 - callers still say it
     """Open `uri`, or LIBVIRT_DEFAULT_URI, or the first hypervisor of this machine that answers.
 
-    With `events` the connection serves libvirt's event loop, which its user then has to run.
-    Raises UnreachableError where none answers, UsageError for a URI that libvirt cannot read.
+    libvirt's event loop serves every connection, with `events` or without.
+    Raises UnreachableError where none answers in time, UsageError for a URI that libvirt cannot read.
     """
-    if events:
-        libvirt.virEventRegisterDefaultImpl()
+    _serve_events()
     wanted = given(uri)
     if wanted:
         return Hypervisor(_open(wanted))
@@ -70,12 +76,57 @@ def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:
     raise first
 
 
+@cache
+def _serve_events() -> None:
+    """Run libvirt's event loop in a thread: events and keepalives come by it."""
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, name="libvirt events", daemon=True).start()
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
 def _open(uri: str) -> Any:
+    hint = f"kvmctl -c {argument(uri)} host doctor says which part is missing"
     try:
-        return libvirt.open(uri)
+        connection = libvirt.open(uri) if "ssh" in urlsplit(uri).scheme else _open_in_time(uri, hint)
+        _keep_alive(connection)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
-            raise translate(error, f"connect to {uri}") from error
-        raise UnreachableError(
-            f"cannot connect to {uri}: {said(error)}", f"kvmctl -c {quote(uri)} host doctor says which part is missing"
-        ) from error
+            raise UsageError(f"cannot connect to {uri}: {said(error)}", "write it as in -c qemu:///system") from error
+        raise UnreachableError(f"cannot connect to {uri}: {said(error)}", hint) from error
+    return connection
+
+
+def _open_in_time(uri: str, hint: str) -> Any:
+    """libvirt.open, which by itself waits for ever for a daemon that hangs, and cannot be interrupted either.
+
+    Not for ssh: that asks its user for a password, and has deadlines of its own.
+    """
+    opened: list[Any] = []
+
+    def opening() -> None:
+        try:
+            opened.append(libvirt.open(uri))
+        except libvirt.libvirtError as error:
+            opened.append(error)
+
+    thread = threading.Thread(target=opening, name="libvirt open", daemon=True)
+    thread.start()
+    thread.join(OPEN_DEADLINE)
+    if not opened:
+        raise UnreachableError(f"{uri} takes connections, but has not answered within {OPEN_DEADLINE:g} s", hint)
+    if isinstance(opened[0], libvirt.libvirtError):
+        raise opened[0]
+    return opened[0]
+
+
+def _keep_alive(connection: Any) -> None:
+    try:
+        connection.setKeepAlive(*KEEPALIVE)
+    except libvirt.libvirtError as error:
+        # A driver without a daemon, such as the test driver, has nobody to ask.
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
+            raise

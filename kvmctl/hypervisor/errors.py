@@ -61,10 +61,9 @@ def said(error: libvirt.libvirtError) -> str:
 def translate(error: libvirt.libvirtError, doing: str, hint: str = "") -> KvmctlError:
     """The kvmctl error for what libvirt reported while `doing` something, such as `start guest web1`."""
     text = said(error)
-    if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and "socket" in text:
-        kind: type[KvmctlError] = UnreachableError
-    else:
-        kind = _BY_CODE.get(error.get_error_code(), KvmctlError)
+    # A daemon that stops, is killed or hangs has "system" and "internal" errors, told only by the part they are from.
+    lost = error.get_error_domain() == libvirt.VIR_FROM_RPC
+    kind = _BY_CODE.get(error.get_error_code(), UnreachableError if lost else KvmctlError)
     return kind(f"cannot {doing}: {text}", hint or _HINTS[kind])
 
 

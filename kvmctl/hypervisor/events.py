@@ -1,8 +1,8 @@
-"""Waiting for what a guest does, on libvirt's own event loop."""
+"""Waiting for what a guest does, told by libvirt's own event loop."""
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,22 +13,15 @@ from kvmctl.hypervisor.errors import doing
 
 
 def wait_for_reboot(hypervisor: Hypervisor, domain: Any, ask: Callable[[], None], timeout: float) -> bool:
-    """Call `ask`, then wait until the guest has reset itself; False after `timeout` seconds.
-
-    The hypervisor must have been opened with `events`.
-    """
-    seen: list[bool] = []
-    tick = libvirt.virEventAddTimeout(250, lambda _timer, _opaque: None, None)
+    """Call `ask`, then wait until the guest has reset itself; False after `timeout` seconds."""
+    seen = threading.Event()
     with doing(f"watch guest {domain.name()}"):
         callback = hypervisor.connection.domainEventRegisterAny(
-            domain, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, lambda *_event: seen.append(True), None
+            domain, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, lambda *_event: seen.set(), None
         )
     try:
         ask()
-        deadline = time.monotonic() + timeout
-        while not seen and time.monotonic() < deadline:
-            libvirt.virEventRunDefaultImpl()
+        return seen.wait(timeout)
     finally:
-        libvirt.virEventRemoveTimeout(tick)
-        hypervisor.connection.domainEventDeregisterAny(callback)
-    return bool(seen)
+        with doing(f"stop watching guest {domain.name()}"):
+            hypervisor.connection.domainEventDeregisterAny(callback)
