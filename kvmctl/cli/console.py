@@ -28,13 +28,16 @@ def console(app: App, name: str, force: bool) -> None:
     from kvmctl.hypervisor import console as serial
     from kvmctl.hypervisor import domains
     from kvmctl.model.errors import ConflictError, UsageError
+    from kvmctl.model.wording import argument
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a console needs a terminal", "run it from a shell, without pipes")
     hypervisor = app.hypervisor(events=True)
     domain = domains.find(hypervisor, name)
     if (found := domains.state(domain)) not in ("running", "paused"):
-        raise ConflictError(f"guest {name} is {found}, so it has no console", f"kvmctl start {name}")
+        raise ConflictError(
+            f"guest {name} is {found}, so it has no console", f"start it: kvmctl start {argument(name)}"
+        )
     note(app, f"connected to {name}; Ctrl-] leaves")
     source = sys.stdin.fileno()
     before = termios.tcgetattr(source)

@@ -153,4 +153,6 @@ def _report(app: App, settled: Sequence[Setting], notes: Sequence[str]) -> None:
     for text in notes:
         warn(text)
     if refused := failed(settled):
-        raise PartialError(f"the kernel did not take {', '.join(setting.file for setting in refused)}")
+        raise PartialError(
+            f"the kernel did not take {', '.join(setting.file for setting in refused)}", "the reasons stand above"
+        )

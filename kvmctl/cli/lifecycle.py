@@ -53,10 +53,11 @@ def raise_for_failures(failed: Sequence[KvmctlError], total: int) -> None:
     if not failed:
         return
     text = f"{len(failed)} of {total} guests failed"
+    hint = "the reasons stand above"
     kinds = {type(error) for error in failed}
     if len(failed) == total and len(kinds) == 1:
-        raise kinds.pop()(text)
-    raise PartialError(text)
+        raise kinds.pop()(text, hint)
+    raise PartialError(text, hint)
 
 
 def _act(

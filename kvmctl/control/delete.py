@@ -14,6 +14,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.storage import Volume
 from kvmctl.model.errors import ConflictError, KvmctlError
 from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.model.wording import argument
 from kvmctl.xml.images import images
 from kvmctl.xml.parse import parse
 
@@ -125,7 +126,8 @@ def remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
     if state not in _OFF:
         if not force:
             raise ConflictError(
-                f"guest {sample.name} is {state}", f"kvmctl stop {sample.name} first, or --force to power it off"
+                f"guest {sample.name} is {state}",
+                f"kvmctl stop {argument(sample.name)} first, or --force to power it off",
             )
         domains.power_off(domain)
     if sample.name in domains.names(hypervisor):  # a transient guest is gone with its power
@@ -139,5 +141,7 @@ def remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
             except KvmctlError as error:
                 failed.append(error.message)
     if failed:
-        raise KvmctlError(f"guest {sample.name} is deleted, but " + "; ".join(failed))
+        raise KvmctlError(
+            f"guest {sample.name} is deleted, but " + "; ".join(failed), "virsh vol-delete PATH removes what is left"
+        )
     return Deed(sample.name, "changed", "deleted" + (f", with {', '.join(gone)}" if gone else ""))

@@ -95,5 +95,5 @@ def remote_report(hypervisor: Hypervisor) -> dict[str, Any]:
     """
     found = host.ksm_parameters(hypervisor)
     if found is None:
-        raise NotFoundError(f"{hypervisor.uri} tells nothing of KSM")
+        raise NotFoundError(f"{hypervisor.uri} tells nothing of KSM", "run kvmctl ksm show on that machine")
     return {**found, "saved": found["pages_sharing"] * policy.PAGE if "pages_sharing" in found else None}

@@ -16,6 +16,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.events import wait_for_reboot
 from kvmctl.model.change import Result
 from kvmctl.model.errors import ConflictError, KvmctlError, TimedOutError
+from kvmctl.model.wording import argument
 
 ASK_AGAIN = 10.0
 """Seconds: a guest that is still booting ignores the power button."""
@@ -77,7 +78,9 @@ def stop(guest: Guest, timeout: float, force: bool) -> Deed:
     domains.power_off(domain)
     found = until(lambda: domains.state(domain), lambda state: state == "stopped", 10)
     if found != "stopped":
-        raise TimedOutError(f"guest {sample.name} was powered off, but is {found} still")
+        raise TimedOutError(
+            f"guest {sample.name} was powered off, but is {found} still", "kvmctl host doctor examines the host"
+        )
     return Deed(sample.name, "changed", "powered off")
 
 
@@ -102,7 +105,7 @@ def pause(guest: Guest) -> Deed:
     if found == "paused":
         return Deed(sample.name, "unchanged", "is paused already")
     if found != "running":
-        raise ConflictError(f"guest {sample.name} is {found}, so it cannot be paused")
+        raise ConflictError(f"guest {sample.name} is {found}, so it cannot be paused", _start(sample.name))
     domains.pause(domain)
     return _verified(guest, "paused", "paused")
 
@@ -114,7 +117,7 @@ def resume(guest: Guest) -> Deed:
     if found == "running":
         return Deed(sample.name, "unchanged", "is running already")
     if found != "paused":
-        raise ConflictError(f"guest {sample.name} is {found}, so it cannot be resumed", f"kvmctl start {sample.name}")
+        raise ConflictError(f"guest {sample.name} is {found}, so it cannot be resumed", _start(sample.name))
     domains.resume(domain)
     return _verified(guest, "running", "resumed")
 
@@ -123,7 +126,9 @@ def _verified(guest: Guest, wanted: str, said: str) -> Deed:
     sample, domain = guest
     found = until(lambda: domains.state(domain), lambda state: state == wanted, 10)
     if found != wanted:
-        raise TimedOutError(f"guest {sample.name} should be {wanted}, but is {found}")
+        raise TimedOutError(
+            f"guest {sample.name} should be {wanted}, but is {found}", "kvmctl host doctor examines the host"
+        )
     return Deed(sample.name, "changed", said)
 
 
@@ -135,7 +140,7 @@ def reboot(hypervisor: Hypervisor, guest: Guest, timeout: float, force: bool) ->
     sample, domain = guest
     found = domains.state(domain)
     if found != "running":
-        raise ConflictError(f"guest {sample.name} is {found}, so it cannot reboot", f"kvmctl start {sample.name}")
+        raise ConflictError(f"guest {sample.name} is {found}, so it cannot reboot", _start(sample.name))
     ask = domains.reset if force else domains.ask_to_reboot
     if not wait_for_reboot(hypervisor, domain, lambda: ask(domain), timeout):
         raise TimedOutError(
@@ -145,12 +150,18 @@ def reboot(hypervisor: Hypervisor, guest: Guest, timeout: float, force: bool) ->
     return Deed(sample.name, "changed", "reset" if force else "rebooted")
 
 
+def _start(name: str) -> str:
+    return f"start it: kvmctl start {argument(name)}"
+
+
 def set_autostart(guest: Guest, on: bool) -> Deed:
     """Start the guest with the host, or not. Raises ConflictError for a transient guest."""
     sample, domain = guest
     text = "starts with the host" if on else "does not start with the host"
     if not domains.is_persistent(domain):
-        raise ConflictError(f"guest {sample.name} is transient, so it cannot start with the host")
+        raise ConflictError(
+            f"guest {sample.name} is transient, so it cannot start with the host", "define it first: virsh define"
+        )
     if domains.autostart(domain) == on:
         return Deed(sample.name, "unchanged", f"{text} already")
     domains.set_autostart(domain, on)

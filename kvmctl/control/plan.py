@@ -19,6 +19,7 @@ from kvmctl.model.platform import Platform
 from kvmctl.model.rules import check
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import format_size
+from kvmctl.model.wording import argument
 from kvmctl.policy.diff import diff, overlay, raise_maxima
 from kvmctl.xml.capabilities import parse_platform
 from kvmctl.xml.parse import parse
@@ -110,7 +111,7 @@ class Planner:
         if not domains.is_persistent(domain):
             raise ConflictError(
                 f"guest {spec.name} is transient: it has no definition to change",
-                f"virsh define it from kvmctl xml {spec.name}",
+                f"define it: kvmctl xml {argument(spec.name)} > guest.xml && virsh define guest.xml",
             )
         resolved, volumes = resolve_disks(self.hypervisor, raise_maxima(spec, current))
         resolved, seed = self._seed(resolved, current)
@@ -137,7 +138,7 @@ class Planner:
             changes.append(Change(spec.name, "state", state, "paused", "start"))
             return "paused"
         verb = "stop" if spec.state == "stopped" else "pause"
-        reason = f"apply never stops or pauses a guest; kvmctl {verb} {spec.name} does"
+        reason = f"apply never stops or pauses a guest; kvmctl {verb} {argument(spec.name)} does"
         changes.append(Change(spec.name, "state", state, spec.state, "set", "refused", reason))
         return None
 
@@ -178,7 +179,9 @@ def _check_together(desired: GuestSpec, current: GuestSpec) -> None:
     """Refuse what is right by itself but not together with what the guest has already."""
     before = check(current)
     if problems := [fault for fault in check(overlay(current, desired)) if fault not in before]:
-        raise UsageError("\n".join(f"guest {desired.name}: {key}: {text}" for key, text in problems))
+        raise UsageError(
+            "\n".join(f"guest {desired.name}: {key}: {text}" for key, text in problems), "nothing was changed"
+        )
 
 
 def raise_together(found: Sequence[KvmctlError]) -> None:

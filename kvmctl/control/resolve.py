@@ -12,6 +12,7 @@ from kvmctl.hypervisor import storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import ConflictError, NotFoundError, UsageError
 from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.model.units import format_size
 
 DEFAULT_POOL = "default"
 _VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", re.ASCII)
@@ -68,7 +69,7 @@ def _with_format(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> DiskSpec
 def _volume(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> tuple[str, str | None, VolumePlan | None]:
     name = disk.volume or ""
     if not _VOLUME.fullmatch(name):
-        raise UsageError(f"guest {guest}: {name!r} is not usable as the name of a volume")
+        raise UsageError(f"guest {guest}: {name!r} is not usable as the name of a volume", "name it as in web1.qcow2")
     pool = storage.pool(hypervisor, disk.pool or DEFAULT_POOL)
     existing = storage.lookup(pool, name)
     base = _base(hypervisor, guest, disk)
@@ -83,10 +84,13 @@ def _volume(hypervisor: Hypervisor, guest: str, disk: DiskSpec) -> tuple[str, st
     if not capacity:
         raise UsageError(f"guest {guest}: volume {name!r} does not exist", "say its `size` to have it made")
     if base and capacity < base.capacity:
-        raise UsageError(f"guest {guest}: volume {name!r} is smaller than its base {base.path} ({base.capacity} bytes)")
+        raise UsageError(
+            f"guest {guest}: volume {name!r} is smaller than its base {base.path}",
+            f"say a `size` of {format_size(base.capacity)} or more, or none",
+        )
     form = disk.format or "qcow2"
     if base and form != "qcow2":
-        raise UsageError(f"guest {guest}: volume {name!r} overlays a base, which only qcow2 can")
+        raise UsageError(f"guest {guest}: volume {name!r} overlays a base, which only qcow2 can", "leave out `format`")
     path = f"{storage.folder(pool)}/{name}"
     over = (base.path, base.format or "raw") if base else (None, None)
     return path, form, VolumePlan(pool.name(), name, path, capacity, form, *over)

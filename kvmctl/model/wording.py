@@ -11,6 +11,13 @@ def quoted(text: str) -> str:
     return repr(text) if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]!r}…"
 
 
+def argument(name: str) -> str:
+    """A guest's name as it has to be typed in a shell after a command."""
+    from shlex import quote  # only a hint pays for loading it
+
+    return f"-- {quote(name)}" if name.startswith("-") else quote(name)
+
+
 def nearest(word: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
     """`did you mean X?` for the word that is nearest, or else the list of what is `known` here."""
     import difflib  # only a faulty input pays for loading it
