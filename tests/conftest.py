@@ -146,7 +146,7 @@ def kvmctl(state: Path, tmp_path: Path) -> Kvmctl:
             check=False,
         )
         ran = Ran(words, done.returncode, done.stdout.decode(), done.stderr.decode())
-        assert "Traceback" not in ran.err, ran.err
+        assert "--debug" in words or "Traceback" not in ran.err, ran.err
         assert code is None or ran.code == code, f"{words}: exit {ran.code}, not {code}\n{ran.out}\n{ran.err}"
         return ran
 

@@ -166,20 +166,8 @@ def test_a_full_disk_is_said(shell: Shell) -> None:
 
 _C1 = "c1\x9b31mred"
 _NAMES = (
-    "plain",
-    "-rf",
-    "1",
-    " ",
-    "..",
-    "tab\tbed",
-    "del\x7f",
-    _C1,
-    "bidi\u202eabc",
-    "a<b>&\"c'",
-    "[x]",
-    "ünï",
-    "日本",
-)
+    "plain", "-rf", "1", " ", "..", "tab\tbed", "del\x7f", _C1, "bidi\u202eabc", "a<b>&\"c'", "[x]", "ünï", "日本",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [("list",), ("cpu", "--sample", "0"), ("memory",), ("list", "-o", "name"),
