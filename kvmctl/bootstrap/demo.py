@@ -14,12 +14,13 @@ from kvmctl.bootstrap.progress import say, step
 from kvmctl.bootstrap.setup import Machine
 from kvmctl.host import cgroup, process
 from kvmctl.host.files import make_private_directory, read_text, write_atomic
-from kvmctl.model.errors import ConflictError, KvmctlError, TimedOutError
+from kvmctl.model.errors import ConflictError, KvmctlError, PartialError, TimedOutError
 
 GUESTS = ("demo-gold", "demo-silver", "demo-bronze")
 LOGS = Path("/var/log/kvmctl")
 _CHANGED = "demo-bronze"
 _BOOT_SECONDS = 300.0
+_SLOW = (TimedOutError.exit_code, PartialError.exit_code)
 _MEASURE_SECONDS = 8.0
 _REPORT = re.compile(r"^micro (.*\bnics=\S+)\r?$", re.MULTILINE)
 
@@ -100,11 +101,12 @@ def _write_file(machine: Machine) -> Path:
     return file
 
 
-def _kvmctl(*arguments: str) -> None:
+def _kvmctl(*arguments: str, slow: bool = False) -> None:
+    """Run one command as a user would; with `slow`, go on if the guest took too long to follow."""
     say(f"\n$ kvmctl {shlex.join(arguments)}")
     command = [str(environment.KVMCTL), *arguments]
     status = subprocess.run(command, env={**os.environ, "LIBVIRT_DEFAULT_URI": virsh.URI}, check=False).returncode
-    if status:
+    if status and not (slow and status in _SLOW):
         raise KvmctlError(f"`kvmctl {shlex.join(arguments)}` ended with status {status}")
 
 
@@ -154,7 +156,7 @@ def reports(text: str) -> list[Report]:
 
 def _change() -> None:
     kernel, guest = _kernel_files(_CHANGED), _measure(_CHANGED)
-    _kvmctl("set", _CHANGED, "cpu.limit=0.1", "memory.size=192MiB")
+    _kvmctl("set", _CHANGED, "cpu.limit=0.2", "memory.size=192MiB", slow=True)
     changed_kernel, changed_guest = _kernel_files(_CHANGED), _measure(_CHANGED)
     print("\nWhat the kernel has, before and after:")
     for file, text in changed_kernel.items():
