@@ -29,6 +29,8 @@ class App:
             from kvmctl.hypervisor.connection import open_hypervisor
 
             self._hypervisor = open_hypervisor(self.uri, events)
+            if self.verbose and not self.quiet:
+                click.echo(f"connected to {self._hypervisor.uri}", err=True)
             click.get_current_context().find_root().call_on_close(self._hypervisor.close)
         return self._hypervisor
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
+from kvmctl.control.wait import interrupted
 from kvmctl.model.errors import KvmctlError
 
 Item = TypeVar("Item")
@@ -21,16 +22,19 @@ def each(
 ) -> list[Value | KvmctlError]:
     """Results in the order of `items`, a KvmctlError standing for each that failed.
 
-    On an interrupt what has not begun is left out, and what has begun is finished first.
+    On an interrupt what has not begun is left out, and what has begun is finished first, without
+    waiting for what a guest is to do.
     """
     if len(items) == 1:
         return [_caught(deed, items[0])]
+    interrupted.clear()
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         futures = [pool.submit(_caught, deed, item) for item in items]
         try:
             for _done in as_completed(futures):
                 progress()
         except BaseException:
+            interrupted.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         return [future.result() for future in futures]
