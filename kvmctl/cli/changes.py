@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvmctl.control.plan import GuestPlan
     from kvmctl.model.change import Change, Outcome
 
-_LONGEST = 24
+_LONGEST = 32
 """Characters of a value that has room in the table; a longer one stands below its line."""
 _BELOW = "…"
 
