@@ -6,6 +6,7 @@ from typing import Literal
 
 from kvmctl.model.errors import UsageError
 from kvmctl.model.platform import Platform, machine_family
+from kvmctl.model.rules import check
 from kvmctl.model.spec import (
     UNLIMITED,
     BootSpec,
@@ -33,22 +34,30 @@ def fill(spec: GuestSpec, platform: Platform) -> GuestSpec:
     """`spec` with a default wherever it says nothing; only what has no default (a MAC address) is left open.
 
     A guest that says nothing of disks or nics has none. Raises UsageError where the platform cannot do what
-    is said.
+    is said, or where a default contradicts it.
     """
     try:
-        boot = _boot(spec, platform)
-        cpu = _cpu(spec.cpu, platform)
+        full = _filled(spec, platform)
     except ValueError as error:
         raise UsageError(f"guest {spec.name}: {error}") from error
+    # That a disk has a volume as well as the path which came of it is no fault here.
+    faults = [f"guest {spec.name}: {key}: {text}" for key, text in check(full) if not key.endswith(".volume")]
+    if faults:
+        raise UsageError("\n".join(faults))
+    return full
+
+
+def _filled(spec: GuestSpec, platform: Platform) -> GuestSpec:
+    boot = _boot(spec, platform)
     return replace(
         spec,
-        cpu=cpu,
+        cpu=_cpu(spec.cpu, platform),
         memory=_memory(spec.memory),
         boot=boot,
         accelerator=platform.accelerator,
         disks=fill_disks(spec.disks or (), boot.machine),
         nics=tuple(map(fill_nic, spec.nics or ())),
-        console=ConsoleSpec() if spec.console is None else spec.console if spec.console.enabled else ConsoleSpec(False),
+        console=_console(spec.console),
         vnc=spec.vnc if spec.vnc and spec.vnc.enabled else VncSpec(enabled=False),
         agent=spec.agent is not False,
         rng=platform.rng is not False if spec.rng is None else spec.rng,
@@ -58,6 +67,12 @@ def fill(spec: GuestSpec, platform: Platform) -> GuestSpec:
         project=spec.project or None,
         state=spec.state or "running",
     )
+
+
+def _console(console: ConsoleSpec | None) -> ConsoleSpec:
+    if console is None:
+        return ConsoleSpec()
+    return replace(console, log=console.log or None) if console.enabled else ConsoleSpec(enabled=False)
 
 
 def _cpu(cpu: CpuSpec, platform: Platform) -> CpuSpec:

@@ -12,7 +12,9 @@ from lxml.etree import _Element
 from kvmctl.model.errors import UsageError
 from kvmctl.xml.render import render_part
 
-_DECLARATION = re.compile(r"<\?xml[^>]*\?>\s*")
+_MISC = r"(?:\s|<\?(?:(?!\?>).)*\?>|<!--(?:(?!-->).)*-->|<!DOCTYPE[^\[>]*(?:\[[^\]]*\]\s*)?>)*"
+_BEFORE, _AFTER = re.compile(_MISC, re.DOTALL), re.compile(rf"(?<=>){_MISC}\Z", re.DOTALL)
+"""What may stand before and after a document's root."""
 _TOP = (
     "name", "uuid", "genid", "title", "description", "metadata", "maxMemory", "memory", "currentMemory", "blkiotune",
     "memtune", "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids", "cputune", "numatune", "resource",
@@ -45,10 +47,10 @@ def _parser() -> etree.XMLParser:
 
 
 def dump(root: _Element, original: str) -> str:
-    """The document again, with the declaration and the last line end that `original` had."""
-    declaration = _DECLARATION.match(original)
-    text = etree.tostring(root.getroottree(), encoding="unicode")
-    return f"{declaration[0] if declaration else ''}{text}" + ("\n" if original.endswith("\n") else "")
+    """The document again, with what stood before and after the root of `original`."""
+    before, after = _BEFORE.match(original), _AFTER.search(original)
+    text = etree.tostring(root, encoding="unicode", with_tail=False)
+    return f"{before[0] if before else ''}{text}{after[0] if after else ''}"
 
 
 def part(template: str, **values: object) -> _Element:

@@ -116,13 +116,12 @@ def _set_model(root: _Element, model: str) -> None:
 
 
 def _kernel(root: _Element, desired: GuestSpec, now: GuestSpec, _platform: Platform) -> None:
-    boot = dom.child(root, "os")
     for tag in ("kernel", "initrd", "cmdline"):
         wanted = getattr(desired.boot, tag)
         if wanted is not None and (wanted or None) != getattr(now.boot, tag):
-            dom.say(boot, tag, wanted)
-    if boot.find("kernel") is None and now.boot.kernel:
-        dom.drop(boot, "initrd", "cmdline", "dtb")
+            dom.say(dom.child(root, "os"), tag, wanted)
+    if now.boot.kernel and root.find("os/kernel") is None:
+        dom.drop(dom.child(root, "os"), "initrd", "cmdline", "dtb")
 
 
 def _firmware(root: _Element, desired: GuestSpec, now: GuestSpec, platform: Platform) -> None:

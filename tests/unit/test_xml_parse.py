@@ -1,0 +1,240 @@
+"""Reading definitions that others wrote."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvmctl.model.errors import UsageError
+from kvmctl.model.spec import ConsoleSpec, DiskSpec, NicSpec, VncSpec
+from kvmctl.model.units import GIB, KIB, MIB
+from kvmctl.xml.parse import Parsed, parse
+
+pytestmark = pytest.mark.unit
+
+FOREIGN = Path(__file__).parent.parent / "golden" / "foreign"
+
+
+def foreign(name: str) -> Parsed:
+    return parse((FOREIGN / f"{name}.xml").read_text())
+
+
+def domain(body: str = "", attributes: str = "type='qemu'") -> Parsed:
+    return parse(f"<domain {attributes}><name>g</name>{body}</domain>")
+
+
+def test_a_guest_with_everything() -> None:
+    spec = foreign("by-hand").spec
+    assert (spec.cpu.count, spec.cpu.max, spec.cpu.shares, spec.cpu.limit) == (2, 4, 3000, math.inf)
+    assert (spec.cpu.pin, spec.cpu.model) == ("0-1", "qemu64")
+    assert (spec.memory.size, spec.memory.max, spec.memory.hugepages) == (1536 * MIB, 2 * GIB, 2 * MIB)
+    assert (spec.memory.sharing, spec.memory.swap) == (False, False)
+    assert (spec.boot.firmware, spec.boot.machine, spec.boot.order) == ("uefi", "pc-q35-5.2", ("network", "disk"))
+    virtio = DiskSpec(bus="virtio", device="disk", read_only=False)
+    assert spec.disks == (
+        replace(virtio, path="/srv/images/root.qcow2", format="qcow2", target="vda", cache="none"),
+        replace(virtio, volume="data.raw", pool="default", format="raw", target="vdb"),
+        DiskSpec(bus="sata", device="cdrom", target="sda", read_only=True),
+    )
+    assert spec.nics == (
+        NicSpec(bridge="br0", model="virtio", mac="52:54:00:00:00:02"),
+        NicSpec(network="default", model="e1000", mac="52:54:00:00:00:04"),
+    )
+    assert spec.vnc == VncSpec(listen="0.0.0.0", port=5907)
+    assert (spec.console, spec.agent, spec.rng) == (ConsoleSpec(enabled=False), False, False)
+    assert spec.description == "first line\n  second & last"
+    assert (spec.accelerator, spec.autostart, spec.state) == ("tcg", None, None)
+
+
+def test_what_it_cannot_say_is_named() -> None:
+    named = foreign("by-hand").unexpressed
+    for line in (
+        "title All there is",
+        "iothreads 2",
+        "numatune",
+        "resource: partition /production",
+        "disk sdb: network source rbd rbd/everything",
+        "disk sdc: lun",
+        "disk vdc: format vmdk",
+        "nic 52:54:00:00:00:01: direct eth0",
+        "nic 52:54:00:00:00:03: hostdev",
+        "hostdev pci 0000:01:00.0",
+        "hostdev usb 1234:beef",
+        "filesystem /srv/share as share",
+        "serial tcp",
+        "graphics spice",
+        "sound ich9",
+        "memballoon none",
+        "rng egd",
+        "qemu:commandline",
+    ):
+        assert line in named
+    text = "\n".join(named)
+    for word in (
+        "vcpupin vcpu=0",
+        "emulatorpin",
+        "quota 50000",
+        "topology sockets=2",
+        "hyperv",
+        "iotune",
+        "boot order=2",
+    ):
+        assert word in text
+    assert "nvram /var/lib/libvirt/qemu/nvram/everything_VARS.fd" in text
+    assert "hunter2" not in text
+
+
+def test_furniture_is_not_named() -> None:
+    assert foreign("test-driver").unexpressed == ()
+    assert [line.partition(":")[0] for line in foreign("running").unexpressed] == ["os", "features"]
+
+
+def test_a_running_guest_reads_like_a_stopped_one() -> None:
+    spec = foreign("running").spec
+    assert [disk.path for disk in spec.disks or ()] == [
+        f"/var/lib/libvirt/images/live.{end}" for end in ("iso", "qcow2")
+    ]
+    assert [(nic.network, nic.user) for nic in spec.nics or ()] == [("default", None), (None, True)]
+    assert (spec.vnc, spec.console, spec.agent, spec.rng) == (VncSpec(), ConsoleSpec(), True, True)
+    assert (spec.boot.firmware, spec.cpu.shares) == ("uefi", 700)
+
+
+def test_a_container() -> None:
+    found = foreign("container")
+    assert (found.spec.accelerator, found.spec.boot.order, found.spec.boot.firmware) == (None, None, None)
+    assert found.unexpressed == ("os: init /sbin/init", "filesystem /srv/container as /")
+
+
+def test_a_domain_that_says_nothing() -> None:
+    spec = domain().spec
+    assert (spec.cpu.count, spec.cpu.max, spec.cpu.shares, spec.cpu.limit, spec.cpu.pin) == (
+        1,
+        1,
+        "normal",
+        math.inf,
+        "",
+    )
+    assert (spec.memory.size, spec.memory.max) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("<memory>1024</memory>", 1024 * KIB),
+        ("<memory unit='b'>4096</memory>", 4096),
+        ("<memory unit='KB'>1000</memory>", 10**6),
+        ("<memory unit='m'>3</memory>", 3 * MIB),
+        ("<memory unit='GiB'>2</memory>", 2 * GIB),
+        ("<memory unit='parsec'>2</memory>", None),
+        ("<memory>lots</memory>", None),
+    ],
+)
+def test_libvirts_units_of_memory(text: str, size: int | None) -> None:
+    assert domain(text).spec.memory.max == size
+
+
+def test_no_more_memory_than_the_maximum() -> None:
+    memory = domain("<memory>1024</memory><currentMemory>4096</currentMemory>").spec.memory
+    assert memory.size == memory.max == 1024 * KIB
+
+
+@pytest.mark.parametrize(
+    ("tune", "limit"),
+    [
+        ("<global_period>100000</global_period><global_quota>150000</global_quota>", 1.5),
+        ("<global_period>50000</global_period><global_quota>150000</global_quota>", 3.0),
+        ("<global_quota>25000</global_quota>", 0.25),
+        ("<global_quota>-1</global_quota>", math.inf),
+        ("<global_period>0</global_period><global_quota>10</global_quota>", 10 / 100_000),
+        ("<quota>25000</quota>", math.inf),
+    ],
+)
+def test_limits(tune: str, limit: float) -> None:
+    assert domain(f"<cputune>{tune}</cputune>").spec.cpu.limit == limit
+
+
+def test_huge_pages_of_the_hosts_default_size_are_unknown() -> None:
+    memory = domain("<memoryBacking><hugepages/></memoryBacking>").spec.memory
+    assert (memory.hugepages, memory.sharing, memory.swap) == (None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "model"),
+    [
+        ("<cpu mode='host-passthrough' migratable='on'/>", "host-passthrough"),
+        ("<cpu mode='custom'><model>EPYC</model></cpu>", "EPYC"),
+        ("<cpu match='exact'><model>EPYC</model></cpu>", "EPYC"),
+        ("<cpu mode='host-model'><model fallback='allow'/></cpu>", "host-model"),
+        ("<cpu><topology sockets='1' cores='2' threads='1'/></cpu>", None),
+        ("", None),
+    ],
+)
+def test_cpu_models(cpu: str, model: str | None) -> None:
+    assert domain(cpu).spec.cpu.model == model
+
+
+@pytest.mark.parametrize(
+    ("boot", "order"),
+    [
+        ("<boot dev='cdrom'/><boot dev='hd'/>", ("cdrom", "disk")),
+        ("<boot dev='hd'/><boot dev='hd'/>", ("disk",)),
+        ("<boot dev='fd'/>", ("disk",)),
+        ("", ("disk",)),
+    ],
+)
+def test_boot_order(boot: str, order: tuple[str, ...]) -> None:
+    assert domain(f"<os><type>hvm</type>{boot}</os>").spec.boot.order == order
+
+
+def test_a_floppy_cannot_be_said() -> None:
+    assert domain("<os><type>hvm</type><boot dev='fd'/></os>").unexpressed == ("os: boot dev=fd",)
+
+
+@pytest.mark.parametrize(
+    ("disk", "reason"),
+    [
+        ("<disk type='dir' device='disk'><source dir='/x'/><target dev='vda' bus='virtio'/></disk>", "dir source"),
+        ("<disk type='file' device='floppy'><source file='/x'/><target dev='fda' bus='fdc'/></disk>", "floppy"),
+        ("<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>", "without a source"),
+        ("<disk type='file' device='disk'><source file='/x'/><target dev='sda' bus='usb'/></disk>", "bus usb"),
+        ("<disk type='file' device='disk'><source file='x'/><target dev='sda' bus='scsi'/></disk>", "path x"),
+        ("<disk type='file' device='disk'><source file='/x'/><target dev='xvda' bus='xen'/></disk>", "bus xen"),
+    ],
+)
+def test_disks_that_cannot_be_said(disk: str, reason: str) -> None:
+    found = domain(f"<devices>{disk}</devices>")
+    assert found.spec.disks == ()
+    assert found.unexpressed[0].endswith(reason)
+
+
+def test_what_is_new_in_libvirt_is_named() -> None:
+    found = domain(
+        "<holodeck type='x'/><devices><warpdrive model='w9'/></devices><cputune><tachyon>7</tachyon></cputune>"
+    )
+    assert found.unexpressed == ("holodeck x", "warpdrive w9", "cputune: tachyon 7")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no", "<domain>", "<domain/><domain/>", "<network/>", "<!DOCTYPE x [<!ENTITY a 'b'>"]
+)
+def test_what_is_no_domain(text: str) -> None:
+    with pytest.raises(UsageError, match="XML"):
+        parse(text)
+
+
+def test_entities_do_not_explode() -> None:
+    levels = "".join(f"<!ENTITY e{n + 1} '{f'&e{n};' * 10}'>" for n in range(12))
+    bomb = f"<!DOCTYPE domain [<!ENTITY e0 'boom'>{levels}]><domain><name>&e12;</name></domain>"
+    with pytest.raises(UsageError, match="XML"):
+        parse(bomb)
+
+
+def test_nothing_is_fetched(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("treasure")
+    text = f"<!DOCTYPE domain [<!ENTITY x SYSTEM 'file://{secret}'>]><domain><name>g</name><description>&x;</description></domain>"
+    with pytest.raises(UsageError, match="XML"):
+        parse(text)
