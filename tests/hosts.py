@@ -100,15 +100,18 @@ class PrivateHost:
         """A connection of the test's own."""
         return open_hypervisor(self.uri)
 
-    def make_pool(self) -> Path:
-        """Define and start the pool `default`, which outlives the daemon; its folder."""
-        folder = self.folder / "lib/images"
+    @property
+    def images(self) -> Path:
+        """The folder of the pool `default`, as this machine sees it; the daemon has it elsewhere as well."""
+        return self.folder / "lib/images"
+
+    def make_pool(self) -> None:
+        """Define and start the pool `default`, which outlives the daemon."""
+        text = f"<pool type='dir'><name>default</name><target><path>{self.images}</path></target></pool>"
         with self.open() as hypervisor:
-            text = f"<pool type='dir'><name>default</name><target><path>{folder}</path></target></pool>"
             pool = hypervisor.connection.storagePoolDefineXML(text)
             pool.setAutostart(1)
             pool.create()
-        return folder
 
     def close(self) -> None:
         """End the daemon, however it is, then its guests."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from kvmctl.control import starts
 from kvmctl.control.parallel import each
 from kvmctl.control.plan import GuestPlan
-from kvmctl.control.resolve import VolumePlan
+from kvmctl.control.resolve import INTENT, VolumePlan
 from kvmctl.control.verify import verify
 from kvmctl.control.weights import renew
 from kvmctl.host.journal import Journal
@@ -18,14 +19,12 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model import fields
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.cpuset import parse_cpuset
-from kvmctl.model.errors import ConflictError, KvmctlError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, UnreachableError
 from kvmctl.model.spec import GuestSpec
 from kvmctl.xml import metadata
 from kvmctl.xml.edit import edit
+from kvmctl.xml.images import images
 from kvmctl.xml.render import render, render_volume
-
-INTENT = "volume"
-"""The journal's word for a volume that was made for a guest which has no definition yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,15 @@ def run(
 ) -> list[Applied]:
     """Apply every plan, give all running guests their weights again, then read everything back."""
     journal = Journal()
+    owed = starts.owed(hypervisor, journal)
+    new = {plan.name: plan.brings_to for plan in plans if plan.definition is None and plan.brings_to}
+    starts.owe(hypervisor, journal, owed | new)
     acted = each(lambda plan: _act(hypervisor, plan, journal), plans, progress)
-    renew(hypervisor)
+    started = {plan.name for plan, one in zip(plans, acted, strict=True) if isinstance(one, _Acted) and not one.error}
+    starts.owe(hypervisor, journal, {name: state for name, state in (owed | new).items() if name not in started})
+    with suppress(UnreachableError):  # then reading back says it, guest by guest
+        renew(hypervisor)
+        unfinished(hypervisor, journal)
     pairs = list(zip(plans, acted, strict=True))
     results = each(lambda pair: _result(hypervisor, *pair), pairs)
     return [
@@ -84,10 +90,21 @@ def _act(hypervisor: Hypervisor, plan: GuestPlan, journal: Journal) -> _Acted:
 
 def _create(hypervisor: Hypervisor, plan: GuestPlan, journal: Journal) -> Any:
     with _volumes(hypervisor, plan, journal):
-        domain = domains.define(hypervisor, plan.name, render(plan.desired, plan.platform))
+        domain = _define_new(hypervisor, plan)
     if plan.desired.autostart:
         domains.set_autostart(domain, True)
     return domain
+
+
+def _define_new(hypervisor: Hypervisor, plan: GuestPlan) -> Any:
+    try:
+        return domains.define(hypervisor, plan.name, render(plan.desired, plan.platform))
+    except KvmctlError as error:
+        if plan.name in domains.names(hypervisor):
+            raise ConflictError(
+                f"guest {plan.name} was made by somebody else just now", "look at it and apply again"
+            ) from error
+        raise
 
 
 def _redefine(hypervisor: Hypervisor, plan: GuestPlan, journal: Journal) -> Any:
@@ -118,26 +135,36 @@ def wanted(plan: GuestPlan) -> GuestSpec:
 def _volumes(hypervisor: Hypervisor, plan: GuestPlan, journal: Journal) -> Iterator[None]:
     """Make the plan's volumes for the block, and unmake them where it fails.
 
-    The journal knows of each before it exists, so that a run that was killed leaves nothing unexplained.
+    The journal knows of each before it exists, so that a run that was killed leaves nothing unexplained; a run
+    that has lost its hypervisor leaves them to the next one.
     """
     made: list[VolumePlan] = []
     try:
         for volume in plan.volumes:
-            journal.begin(INTENT, volume.path, {"guest": plan.name, "pool": volume.pool, "name": volume.name})
-            made.append(volume)
-            pool = storage.pool(hypervisor, volume.pool)
-            storage.create(pool, volume.name, render_volume(volume))
-            if volume.content is not None:
-                storage.upload(pool, volume.name, volume.content, hypervisor)
+            data = {"guest": plan.name, "pool": volume.pool, "name": volume.name, "uri": hypervisor.uri}
+            journal.begin(INTENT, volume.path, data)
+            _make(hypervisor, volume, made)
         yield
+    except UnreachableError:
+        raise
     except BaseException:
         for volume in reversed(made):
-            if storage.lookup(storage.pool(hypervisor, volume.pool), volume.name):
-                storage.delete(hypervisor, volume.path)
+            storage.delete(hypervisor, volume.path)
+        for volume in plan.volumes:
             journal.done(INTENT, volume.path)
         raise
-    for volume in made:
+    for volume in plan.volumes:
         journal.done(INTENT, volume.path)
+
+
+def _make(hypervisor: Hypervisor, volume: VolumePlan, made: list[VolumePlan]) -> None:
+    pool = storage.pool(hypervisor, volume.pool)
+    # A seed may be there half filled, by a run that was killed; nobody else would give one its name.
+    if volume.content is None or storage.lookup(pool, volume.name) is None:
+        storage.create(pool, volume.name, render_volume(volume))
+    made.append(volume)
+    if volume.content is not None:
+        storage.upload(pool, volume.name, volume.content, hypervisor)
 
 
 def _bring(domain: Any, state: str) -> None:
@@ -205,21 +232,28 @@ _SETTERS: dict[str, Callable[[Any, GuestPlan], None]] = {
 
 
 def unfinished(hypervisor: Hypervisor, journal: Journal) -> list[str]:
-    """Finish or name what an earlier run left: a sentence for each volume whose guest has no definition.
+    """Finish or name what an earlier run left: a sentence for each volume that its guest does not have.
 
-    Where the guest is defined by now, the volume is its own and the note in the journal is dropped.
+    Where the guest has it by now, or it was never made, the note in the journal is dropped.
     """
+    starts.settle(hypervisor, journal)
     sentences = []
     for intent in journal.unfinished(INTENT):
         guest, path = str(intent.data.get("guest")), intent.key
-        try:
-            domains.find(hypervisor, guest)
-        except KvmctlError:
-            if storage.by_path(hypervisor, path):
-                sentences.append(
-                    f"volume {path} was made for guest {guest} by a run that was cut off before the guest was defined: "
-                    f"apply its file again to use it, or delete it with virsh vol-delete {path}"
-                )
-                continue
-        journal.done(INTENT, path)
+        if intent.data.get("uri", hypervisor.uri) != hypervisor.uri:
+            continue
+        if storage.by_path(hypervisor, path) and path not in _images(hypervisor, guest):
+            sentences.append(
+                f"volume {path} was made for guest {guest} by a run that was cut off before the guest had it: "
+                f"apply its file again to use it, or delete it with virsh vol-delete {path}"
+            )
+        else:
+            journal.done(INTENT, path)
     return sentences
+
+
+def _images(hypervisor: Hypervisor, guest: str) -> frozenset[str]:
+    try:
+        return images(domains.definition(domains.find(hypervisor, guest)))
+    except NotFoundError:
+        return frozenset()

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvmctl.control import preflight
-from kvmctl.control.resolve import DEFAULT_POOL, VolumePlan, resolve_disks
+from kvmctl.control import preflight, starts
+from kvmctl.control.resolve import DEFAULT_POOL, INTENT, VolumePlan, resolve_disks
+from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains, live, storage
 from kvmctl.hypervisor.capabilities import capabilities, domain_capabilities
 from kvmctl.hypervisor.connection import Hypervisor
@@ -22,7 +23,11 @@ from kvmctl.model.units import format_size
 from kvmctl.model.wording import argument
 from kvmctl.policy.diff import diff, overlay, raise_maxima
 from kvmctl.xml.capabilities import parse_platform
+from kvmctl.xml.metadata import FIELDS
 from kvmctl.xml.parse import parse
+
+AT_ONCE = FIELDS | {"autostart", "description"}
+"""What kvmctl and libvirt read from a guest's definition whatever the guest runs with; labels too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Planner:
         self._accelerator = accelerator
         self._capabilities: str | None = None
         self._platforms: dict[str, Platform] = {}
+        self._journal = Journal()
+        self._owed = starts.owed(hypervisor, self._journal)
 
     @property
     def capabilities(self) -> str:
@@ -85,7 +92,7 @@ class Planner:
             if must_exist:
                 raise
             return self._new(spec)
-        return self._existing(spec, domain)
+        return self._existing(spec, domain, owes_start=not must_exist)
 
     def _new(self, spec: GuestSpec) -> GuestPlan:
         accelerator = spec.accelerator if spec.accelerator in ("kvm", "tcg") else self._accelerator(spec)
@@ -102,7 +109,7 @@ class Planner:
             changes.append(Change(spec.name, "state", None, brings_to, "start"))
         return GuestPlan(full, platform, tuple(changes), volumes, brings_to=brings_to)
 
-    def _existing(self, spec: GuestSpec, domain: Any) -> GuestPlan:
+    def _existing(self, spec: GuestSpec, domain: Any, owes_start: bool) -> GuestPlan:
         definition = domains.definition(domain, secure=True)
         current = replace(parse(definition).spec, autostart=domains.autostart(domain))
         state = domains.state(domain)
@@ -113,14 +120,19 @@ class Planner:
                 f"guest {spec.name} is transient: it has no definition to change",
                 f"define it: kvmctl xml {argument(spec.name)} > guest.xml && virsh define guest.xml",
             )
-        resolved, volumes = resolve_disks(self.hypervisor, raise_maxima(spec, current))
+        raised = raise_maxima(spec, current)
+        resolved, volumes = resolve_disks(self.hypervisor, raised)
         resolved, seed = self._seed(resolved, current)
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in (*volumes, *seed)]
         changes += diff(resolved, current, runs_with)
+        if changes and state == "stopped" and domains.has_saved_state(domain):
+            changes = [_after_resuming(change) for change in changes]
+        if owes_start and spec.state is None and state in starts.OFF:
+            spec = replace(spec, state=self._owed.get(spec.name))  # type: ignore[arg-type]
         brings_to = self._state_change(spec, state, changes)
         if changes:
             self._check(resolved, volumes + seed, starts=brings_to is not None)
-            _check_together(resolved, current)
+            _check_together(raised, current)
         platform = self.platform(
             resolved.accelerator if resolved.accelerator in ("kvm", "tcg") else current.accelerator or "kvm"
         )
@@ -158,7 +170,8 @@ class Planner:
         pool = storage.pool(self.hypervisor, DEFAULT_POOL)
         path = f"{storage.folder(pool)}/{name}"
         plan = VolumePlan(DEFAULT_POOL, name, path, len(content), "raw", content=content)
-        known = storage.lookup(pool, name)
+        whole = path not in {intent.key for intent in self._journal.unfinished(INTENT)}
+        known = whole and storage.lookup(pool, name)
         return replace(spec, cloud_init=replace(spec.cloud_init, seed=path, digest=made.digest)), () if known else (
             plan,
         )
@@ -173,6 +186,17 @@ def running_spec(domain: Any) -> GuestSpec:
     """What a guest runs with now. Its XML says nowhere what it was pinned to since it was started."""
     spec = parse(domains.live_definition(domain)).spec
     return replace(spec, cpu=replace(spec.cpu, pin=format_cpuset(live.pin(domain))))
+
+
+def _after_resuming(change: Change) -> Change:
+    """A change of a guest that libvirt has saved: it goes on as it was saved, whatever its definition says."""
+    if change.field in AT_ONCE or change.field.startswith("labels."):
+        return change
+    reason = (
+        "the guest was saved and goes on as it was then; takes effect when it is started after that, or after "
+        f"virsh managedsave-remove {argument(change.guest)}"
+    )
+    return replace(change, how="restart", reason=reason) if change.how == "live" else change
 
 
 def _check_together(desired: GuestSpec, current: GuestSpec) -> None:

@@ -15,6 +15,8 @@ from kvmctl.model.spec import DiskSpec, GuestSpec
 from kvmctl.model.units import format_size
 
 DEFAULT_POOL = "default"
+INTENT = "volume"
+"""The journal's word for a volume that was made for a guest whose definition does not name it yet."""
 _VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", re.ASCII)
 ImageFormat = Literal["qcow2", "raw"]
 _QCOW2_MAGIC = b"QFI\xfb"

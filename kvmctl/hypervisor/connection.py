@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import libvirt
 
-from kvmctl.hypervisor.errors import doing, said, translate
+from kvmctl.hypervisor.errors import doing, said
 from kvmctl.hypervisor.uri import given
 from kvmctl.model.errors import UnreachableError, UsageError
 from kvmctl.model.wording import argument

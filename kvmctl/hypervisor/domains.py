@@ -247,6 +247,16 @@ def is_persistent(domain: Any) -> bool:
         return bool(domain.isPersistent())
 
 
+def has_saved_state(domain: Any) -> bool:
+    """Whether libvirt has saved the guest (managed save), so that its next start resumes it as it was."""
+    try:
+        return bool(domain.hasManagedSaveImage())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise translate(error, f"read guest {domain.name()}") from error
+
+
 def set_autostart(domain: Any, on: bool) -> None:
     """Let the guest start with the host, or not."""
     with doing(f"set autostart of guest {domain.name()}"):
