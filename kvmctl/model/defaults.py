@@ -58,7 +58,7 @@ def _filled(spec: GuestSpec, platform: Platform) -> GuestSpec:
         disks=fill_disks(spec.disks or (), boot.machine),
         nics=tuple(map(fill_nic, spec.nics or ())),
         console=_console(spec.console),
-        vnc=spec.vnc if spec.vnc and spec.vnc.enabled else VncSpec(enabled=False),
+        vnc=_vnc(spec.vnc, platform),
         agent=spec.agent is not False,
         rng=platform.rng is not False if spec.rng is None else spec.rng,
         autostart=bool(spec.autostart),
@@ -75,13 +75,24 @@ def _console(console: ConsoleSpec | None) -> ConsoleSpec:
     return replace(console, log=console.log or None) if console.enabled else ConsoleSpec(enabled=False)
 
 
+def _vnc(vnc: VncSpec | None, platform: Platform) -> VncSpec:
+    if vnc is None or not vnc.enabled:
+        return VncSpec(enabled=False)
+    if platform.graphics is not None and "vnc" not in platform.graphics:
+        raise ValueError("this hypervisor's QEMU is built without VNC")
+    return vnc
+
+
 def _cpu(cpu: CpuSpec, platform: Platform) -> CpuSpec:
     count = cpu.count or 1
+    most = cpu.max or count
     if cpu.model is not None:
         platform.check_cpu_model(cpu.model)
+    if platform.vcpus_max is not None and most > platform.vcpus_max:
+        raise ValueError(f"a guest can have at most {platform.vcpus_max} vCPUs here, not {most}")
     return CpuSpec(
         count=count,
-        max=cpu.max or count,
+        max=most,
         shares="normal" if cpu.shares is None else cpu.shares,
         limit=UNLIMITED if cpu.limit is None else cpu.limit,
         reservation=cpu.reservation or 0.0,

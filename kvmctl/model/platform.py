@@ -31,9 +31,10 @@ class Platform:
     """The models known by name, whether or not this host's processor could back them."""
     firmwares: tuple[Firmware, ...] | None = None
     """Of `bios` and `uefi`, those that libvirt finds an image for by itself."""
-    disk_buses: tuple[str, ...] | None = None
     graphics: tuple[str, ...] | None = None
+    """The kinds of display: `vnc` and so on."""
     rng: bool | None = None
+    """Whether a virtio device can feed a guest from the host's random numbers."""
     vcpus_max: int | None = None
 
     @property

@@ -54,7 +54,6 @@ def _platform(root: Element, domain: Element) -> Platform:
         if cpu is None
         else tuple(model.text or "" for model in cpu.iterfind("mode[@name='custom']/model")),
         firmwares=_firmwares(domain, name),
-        disk_buses=_values(domain, "devices/disk", "bus"),
         graphics=_values(domain, "devices/graphics", "type"),
         rng=_rng(domain),
         vcpus_max=most if vcpu is None else tree.number(vcpu.get("max")),

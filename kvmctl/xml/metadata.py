@@ -189,42 +189,26 @@ def stored_memory_shares(shares: int | Level | None) -> int | Level | None:
     return None if shares == "normal" else shares
 
 
-def element(spec: GuestSpec, iso: str | None = None) -> str:
-    """The metadata of a filled `spec` as virDomainSetMetadata takes it: it adds the namespace by itself, and
-    refuses an element that has it. Empty where there is nothing to store."""
-    return _bare(_built(spec, iso))
-
-
 def qualified(spec: GuestSpec, iso: str | None = None) -> str:
     """The metadata of a filled `spec` as a definition has it. Empty where there is nothing to store."""
     from lxml import etree
 
-    guest = _built(spec, iso)
+    guest = etree.Element(_tag("guest"), nsmap={PREFIX: NAMESPACE})
+    put(guest, of_spec(spec, iso))
     etree.indent(guest, level=INDENTED)
     return etree.tostring(guest, encoding="unicode") if is_anything(guest) else ""
 
 
 def extract(domain_xml: str) -> str | None:
-    """The metadata of a definition as virDomainSetMetadata takes it; None where there is none."""
+    """The metadata of a definition as virDomainSetMetadata takes it; None where there is none.
+
+    libvirt adds the namespace by itself, and refuses an element that has it already.
+    """
     from lxml import etree
 
     guest = etree.fromstring(domain_xml.encode(), etree.XMLParser(resolve_entities=False)).find(PATH)
-    return None if guest is None else _bare(guest) or None
-
-
-def _built(spec: GuestSpec, iso: str | None) -> _Element:
-    from lxml import etree
-
-    guest = etree.Element(_tag("guest"), nsmap={PREFIX: NAMESPACE})
-    put(guest, of_spec(spec, iso))
-    return guest
-
-
-def _bare(guest: _Element) -> str:
-    from lxml import etree
-
-    if not is_anything(guest):
-        return ""
+    if guest is None or not is_anything(guest):
+        return None
     for node in guest.iter(f"{{{NAMESPACE}}}*"):
         node.tag = etree.QName(node).localname
     guest.tail = None

@@ -98,19 +98,22 @@ def _line(what: str, strangers: Iterable[str]) -> list[str]:
 
 def _strangers(element: Element, known: Known, path: str = "") -> Iterator[str]:
     """What of the element, which stands at `path`, is not known."""
-    words = f"{path.replace('/', ' ')} " if path else ""
     for key, value in element.items():
-        if not known & {f"{path}@{key}", f"{path}@{key}={value}"}:
-            yield f"{words}{_attribute(key, value)}"
+        if f"{path}@{key}" not in known and f"{path}@{key}={value}" not in known:
+            yield _below(path, _attribute(key, value))
     for child in element:
-        below = f"{path}/{_tag(child)}" if path else _tag(child)
-        value = child.get("name") or (child.text or "").strip()
-        if known & {f"{below}*", f"{below}={value}*"}:
+        place = f"{path}/{_tag(child)}" if path else _tag(child)
+        if f"{place}*" in known:
             continue
-        if known & {below, f"{below}={value}"}:
-            yield from _strangers(child, known, below)
-        else:
-            yield f"{words}{_words(child)}"
+        value = child.get("name") or (child.text or "").strip()
+        if place in known or f"{place}={value}" in known:
+            yield from _strangers(child, known, place)
+        elif f"{place}={value}*" not in known:
+            yield _below(path, _words(child))
+
+
+def _below(path: str, words: str) -> str:
+    return f"{path.replace('/', ' ')} {words}" if path else words
 
 
 def _attribute(key: str, value: str) -> str:
@@ -129,6 +132,8 @@ def _words(element: Element) -> str:
 
 
 def _tag(element: Element) -> str:
+    if "}" not in element.tag:
+        return element.tag
     namespace, _, name = element.tag.rpartition("}")
     prefix = _NAMESPACES.get(namespace.removeprefix("{"), namespace.removeprefix("{"))
     return f"{prefix}:{name}" if prefix else name

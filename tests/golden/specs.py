@@ -27,7 +27,6 @@ TCG = Platform(
     cpu_modes=("host-model", "maximum"),
     cpu_models=("qemu64", "EPYC-Rome"),
     firmwares=("bios", "uefi"),
-    disk_buses=("scsi", "virtio", "sata"),
     graphics=("vnc",),
     rng=True,
     vcpus_max=288,

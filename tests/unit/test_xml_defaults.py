@@ -119,8 +119,9 @@ def test_no_drives_where_nothing_needs_them() -> None:
     [
         (GuestSpec("g", boot=BootSpec(machine="pc-q35-99.0")), "machine type"),
         (GuestSpec("g", cpu=CpuSpec(model="host-passthrough")), "host-passthrough"),
-        (GuestSpec("g", cpu=CpuSpec(reservation=2.0)), "cpu.reservation"),
-        (GuestSpec("g", memory=MemorySpec(reservation=2 * GIB)), "memory.reservation"),
+        (GuestSpec("g", cpu=CpuSpec(max=289)), "at most 288 vCPUs"),
+        (GuestSpec("g", cpu=CpuSpec(reservation=2.0)), "guest g: cpu.reservation"),
+        (GuestSpec("g", memory=MemorySpec(reservation=2 * GIB)), "guest g: memory.reservation"),
         (GuestSpec("g", disks=(DiskSpec("/a", bus="ide"),)), "no ide"),
     ],
 )
@@ -132,6 +133,11 @@ def test_what_the_platform_or_a_default_contradicts(spec: GuestSpec, word: str) 
 def test_firmware_that_is_not_installed() -> None:
     with pytest.raises(UsageError, match="no uefi firmware"):
         fill(GuestSpec("g", boot=BootSpec(firmware="uefi")), replace(TCG, firmwares=("bios",)))
+
+
+def test_a_qemu_without_vnc() -> None:
+    with pytest.raises(UsageError, match="without VNC"):
+        fill(GuestSpec("g", vnc=VncSpec()), replace(TCG, graphics=("spice",)))
 
 
 def test_a_disk_with_a_volume_and_its_path_is_no_fault() -> None:
