@@ -166,7 +166,7 @@ class Screen:
     def __init__(self, env: dict[str, str]) -> None:
         """`env` is the environment of what is started."""
         self._env = env
-        self._pid = 0
+        self.pid = 0
         self._code: int | None = None
         self._seen = b""
         self.terminal = -1
@@ -180,8 +180,8 @@ class Screen:
         """Run a command line; one that still runs is ended first."""
         self.close()
         self._seen, self._code = b"", None
-        self._pid, self.terminal = pty.fork()
-        if self._pid == 0:
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
             full = self._env | {"TERM": "xterm"} | (env or {})
             os.execve(sys.executable, [sys.executable, "-m", "kvmctl", *words], full)
 
@@ -199,7 +199,7 @@ class Screen:
         def ended() -> int | None:
             self._read()
             if self._code is None:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     self._code = os.waitstatus_to_exitcode(status)
                     self._read()
@@ -223,7 +223,7 @@ class Screen:
         if self.terminal < 0:
             return
         if self._code is None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
         os.close(self.terminal)
         self.terminal = -1

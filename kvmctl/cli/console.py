@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -22,6 +23,7 @@ def console(app: App, name: str, force: bool) -> None:
     Example:
       kvmctl console web1
     """
+    import signal
     import termios
     import tty
 
@@ -32,7 +34,7 @@ def console(app: App, name: str, force: bool) -> None:
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("a console needs a terminal", "run it from a shell, without pipes")
-    hypervisor = app.hypervisor(events=True)
+    hypervisor = app.hypervisor()
     domain = domains.find(hypervisor, name)
     if (found := domains.state(domain)) not in ("running", "paused"):
         raise ConflictError(
@@ -41,9 +43,24 @@ def console(app: App, name: str, force: bool) -> None:
     note(app, f"connected to {name}; Ctrl-] leaves")
     source = sys.stdin.fileno()
     before = termios.tcgetattr(source)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # to leave the terminal as it was then, too
     try:
         tty.setraw(source)
-        ended = serial.attach(hypervisor, domain, source, sys.stdout.fileno(), force)
+        left = serial.attach(hypervisor, domain, source, sys.stdout.fileno(), force)
     finally:
         termios.tcsetattr(source, termios.TCSADRAIN, before)
-    note(app, f"\n{ended}: the console of {name} is closed")
+    note(app, f"\nleft the console of {name}" if left else f"\nthe console of {name} was closed: {_why(domain)}")
+
+
+def _why(domain: Any) -> str:
+    from kvmctl.control.wait import until
+    from kvmctl.hypervisor import domains
+    from kvmctl.model.errors import NotFoundError
+
+    try:
+        # The stream of a guest that ends is closed a little earlier.
+        found = until(lambda: domains.state(domain), lambda state: state not in ("running", "stopping"), 2.0)
+    except NotFoundError:  # it was transient
+        found = "stopped"
+    return "somebody else has taken it" if found == "running" else f"the guest is {found}"
