@@ -29,10 +29,10 @@ def edit(domain_xml: str, desired: GuestSpec, platform: Platform) -> str:
     Raises UsageError for what XML or the platform cannot take, RefusedError for what would contradict a part of
     the definition that a guest file cannot say.
     """
-    check_texts(desired)
     found = tree.read(domain_xml)
     said = metadata.of(found)
     now = spec_of(found, said)
+    check_texts(desired, now)
     root = dom.load(domain_xml)
     before = etree.tostring(root)
     try:

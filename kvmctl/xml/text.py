@@ -15,11 +15,13 @@ _LINES = re.compile(r"[^\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]*")
 as a space."""
 
 
-def check_texts(spec: GuestSpec) -> None:
-    """Raises UsageError where a text of `spec` holds a character that XML cannot carry."""
+def check_texts(spec: GuestSpec, present: GuestSpec | None = None) -> None:
+    """Raises UsageError where a text of `spec`, that `present` has not already, holds a character that XML cannot
+    carry."""
+    known = {text for _, text in _texts(present, "")}
     for field, text in _texts(spec, "name"):
         pattern = _LINES if field in _PROSE else _LINE
-        if not pattern.fullmatch(text):
+        if text not in known and not pattern.fullmatch(text):
             raise UsageError(
                 f"{field.replace('_', '-')} {quoted(text)} of guest {quoted(spec.name)} "
                 "holds a control character, which XML cannot carry",

@@ -336,6 +336,13 @@ def test_no_video_is_taken_from_another_display() -> None:
     assert 'type="spice"' in edited
 
 
+def test_what_others_wrote_may_have_several_lines() -> None:
+    text = XML.replace("<name>web1</name>", "<name>web&#10;1</name>").replace("/srv/b.raw", "/srv/b&#9;c.raw")
+    assert edit(text, parse(text).spec, TCG) is text
+    wish = replace(parse(text).spec, cpu=CpuSpec(shares=7))
+    assert "b&#9;c.raw" in edit(text, wish, TCG)
+
+
 def test_only_a_domain_is_edited() -> None:
     with pytest.raises(UsageError, match="XML of a network"):
         edit("<network/>", guest(), TCG)
