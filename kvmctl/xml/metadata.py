@@ -272,9 +272,9 @@ def _put_labels(guest: _Element, labels: tuple[tuple[str, str], ...]) -> None:
 
 
 def _put_cloud_init(guest: _Element, spec: CloudInitSpec | None) -> None:
-    child = guest.find(_tag("cloud-init"))
     if spec is None:
         return
+    child = guest.find(_tag("cloud-init"))
     if child is None:
         child = guest.makeelement(_tag("cloud-init"))
         guest.append(child)

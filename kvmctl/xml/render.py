@@ -72,19 +72,12 @@ def render(spec: GuestSpec, platform: Platform) -> str:
 
 
 def _root_ports(spec: GuestSpec, disks: tuple[DiskSpec, ...]) -> int:
-    """One for each device that takes one, and the spare ones."""
+    """One for each device that takes one, and the spare ones. All conventional devices share one bridge."""
     nics = spec.nics or ()
-    used = [
-        *(disk for disk in disks if disk.bus == "virtio"),
-        *(nic for nic in nics if not _is_conventional(nic)),
-        # All conventional devices share one bridge.
-        any(map(_is_conventional, nics)),
-        any(disk.bus == "scsi" for disk in disks),
-        spec.agent,
-        spec.rng,
-        "balloon",
-    ]
-    return len(list(filter(None, used))) + SPARE_ROOT_PORTS
+    conventional = [nic for nic in nics if _is_conventional(nic)]
+    controllers = (any(disk.bus == "scsi" for disk in disks), spec.agent, spec.rng, conventional, "balloon")
+    virtio = sum(disk.bus == "virtio" for disk in disks)
+    return virtio + len(nics) - len(conventional) + sum(map(bool, controllers)) + SPARE_ROOT_PORTS
 
 
 def _is_conventional(nic: NicSpec) -> bool:

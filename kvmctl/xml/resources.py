@@ -9,6 +9,7 @@ from kvmctl.model.cpuset import format_cpuset, parse_cpuset
 from kvmctl.model.errors import UsageError
 from kvmctl.model.platform import CPU_MODES
 from kvmctl.model.spec import UNLIMITED, CpuSpec, Level, MemorySpec, cpu_shares
+from kvmctl.model.units import MIB
 from kvmctl.xml import tree
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def quota(limit: float | None) -> int | None:
 def cpu(root: Element, said: Metadata) -> CpuSpec:
     """The `cpu` part of a guest's spec."""
     vcpu = root.find("vcpu")
-    most = (tree.number(vcpu.text) if vcpu is not None else None) or 1
-    count = (tree.number(vcpu.get("current")) if vcpu is not None else None) or most
+    most = max((tree.number(vcpu.text) if vcpu is not None else None) or 1, 1)
+    count = max((tree.number(vcpu.get("current")) if vcpu is not None else None) or most, 1)
     return CpuSpec(
         count=min(count, most),
         max=most,
         shares=_shares(root, said, min(count, most)),
-        limit=_quota(root, "global_quota", "global_period"),
+        limit=_limit(root),
         reservation=said.cpu_reservation,
         pin=_pin(vcpu.get("cpuset") if vcpu is not None else None),
         model=_model(root),
@@ -56,23 +57,29 @@ def cpu(root: Element, said: Metadata) -> CpuSpec:
 def _shares(root: Element, said: Metadata, count: int) -> int | Level:
     """What our metadata says, unless `<shares>` does not follow from it: then somebody used virsh since."""
     written = tree.number(tree.text(root, "cputune/shares"))
-    if written is None:
+    if written is None or written < 0:
         return said.cpu_shares or "normal"
     if said.cpu_shares is not None and clamp_shares(cpu_shares(said.cpu_shares, count)) == written:
         return said.cpu_shares
     return written
 
 
-def _quota(root: Element, quota: str, period: str) -> float:
+def _limit(root: Element) -> float:
+    """To a thousandth of a core, as a guest file says it."""
+    cores = _cores(root, "global_quota", "global_period")
+    return cores if cores == UNLIMITED else max(round(cores, 3), 0.001)
+
+
+def _cores(root: Element, quota_tag: str, period_tag: str) -> float:
     """A quota in cores; one that is absent, negative or zero is none."""
-    most = tree.number(tree.text(root, f"cputune/{quota}")) or 0
-    over = tree.number(tree.text(root, f"cputune/{period}")) or PERIOD
+    most = tree.number(tree.text(root, f"cputune/{quota_tag}")) or 0
+    over = tree.number(tree.text(root, f"cputune/{period_tag}")) or PERIOD
     return most / over if most > 0 < over else UNLIMITED
 
 
 def ceiling(root: Element, limit: float | None, vcpus: int) -> float:
     """The cores that a guest of so many vCPUs can use at most: its limit, or what each vCPU's quota adds up to."""
-    return min(UNLIMITED if limit is None else limit, _quota(root, "quota", "period") * vcpus)
+    return min(UNLIMITED if limit is None else limit, _cores(root, "quota", "period") * vcpus)
 
 
 def _pin(cpuset: str | None) -> str:
@@ -92,8 +99,8 @@ def _model(root: Element) -> str | None:
 
 def memory(root: Element, said: Metadata) -> MemorySpec:
     """The `memory` part of a guest's spec. Huge pages neither merge nor swap."""
-    most = tree.size(root, "memory")
-    now = tree.size(root, "currentMemory")
+    most = _mebibytes(root, "memory")
+    now = _mebibytes(root, "currentMemory")
     size = most if now is None or most is None else min(now, most)
     pages = hugepages(root)
     return MemorySpec(
@@ -105,6 +112,12 @@ def memory(root: Element, said: Metadata) -> MemorySpec:
         swap=said.swap and pages == 0,
         hugepages=pages,
     )
+
+
+def _mebibytes(root: Element, path: str) -> int | None:
+    """Bytes in whole MiB, which is how QEMU gives memory."""
+    size = tree.size(root, path)
+    return None if size is None else -(-size // MIB) * MIB
 
 
 def hugepages(root: Element) -> int | None:

@@ -79,15 +79,17 @@ def unexpressed(root: Element) -> tuple[str, ...]:
             known = _SECTIONS[tag]
             if tag == "os" and child.get("firmware"):
                 known |= _CHOSEN_BY_LIBVIRT
-            found += _line(tag, chain(_strangers(child, known), _features(child)))
+            found += _line(tag, chain(_strangers(child, known), _demands(child)))
         elif tag not in _SAID and (child.text or "").strip() not in _USUAL.get(tag, ("\0",)):
             found.append(_words(child))
     return tuple(dict.fromkeys(found))
 
 
-def _features(boot: Element) -> Iterator[str]:
-    """What is demanded of the firmware; a spec's has no Secure Boot and no keys."""
-    for feature in boot.iterfind("firmware/feature[@enabled='yes']"):
+def _demands(section: Element) -> Iterator[str]:
+    """What a spec says otherwise: its huge pages have a size, its firmware no Secure Boot and no keys."""
+    if section.find("hugepages") is not None and section.find("hugepages/page") is None:
+        yield "hugepages of the host's default size"
+    for feature in section.iterfind("firmware/feature[@enabled='yes']"):
         yield f"firmware feature {feature.get('name')}"
 
 

@@ -174,6 +174,7 @@ def test_any_definition_can_be_read(xml: str) -> None:
     assert edit(xml, parsed.spec, TCG) is xml
     promise = metadata.promise(xml)
     assert promise.cpu_limit > 0
+    assert promise.cpu_shares >= 0
     assert math.isfinite(promise.cpu_reservation)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvmctl.model.errors import UsageError
 from kvmctl.model.spec import ConsoleSpec, DiskSpec, NicSpec, VncSpec
-from kvmctl.model.units import GIB, KIB, MIB
+from kvmctl.model.units import GIB, MIB
 from kvmctl.xml.parse import Parsed, parse
 
 pytestmark = pytest.mark.unit
@@ -123,9 +123,10 @@ def test_a_domain_that_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("<memory>1024</memory>", 1024 * KIB),
-        ("<memory unit='b'>4096</memory>", 4096),
-        ("<memory unit='KB'>1000</memory>", 10**6),
+        ("<memory>2048</memory>", 2 * MIB),
+        ("<memory unit='b'>2097152</memory>", 2 * MIB),
+        ("<memory unit='KB'>3000</memory>", 3 * MIB),
+        ("<memory unit='KiB'>1025</memory>", 2 * MIB),
         ("<memory unit='m'>3</memory>", 3 * MIB),
         ("<memory unit='GiB'>2</memory>", 2 * GIB),
         ("<memory unit='parsec'>2</memory>", None),
@@ -138,7 +139,7 @@ def test_libvirts_units_of_memory(text: str, size: int | None) -> None:
 
 def test_no_more_memory_than_the_maximum() -> None:
     memory = domain("<memory>1024</memory><currentMemory>4096</currentMemory>").spec.memory
-    assert memory.size == memory.max == 1024 * KIB
+    assert memory.size == memory.max == MIB
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,8 @@ def test_no_more_memory_than_the_maximum() -> None:
         ("<global_period>50000</global_period><global_quota>150000</global_quota>", 3.0),
         ("<global_quota>25000</global_quota>", 0.25),
         ("<global_quota>-1</global_quota>", math.inf),
-        ("<global_period>0</global_period><global_quota>10</global_quota>", 10 / 100_000),
+        ("<global_period>0</global_period><global_quota>10</global_quota>", 0.001),
+        ("<global_quota>33333</global_quota>", 0.333),
         ("<quota>25000</quota>", math.inf),
     ],
 )
@@ -157,7 +159,9 @@ def test_limits(tune: str, limit: float) -> None:
 
 
 def test_huge_pages_of_the_hosts_default_size_are_unknown() -> None:
-    memory = domain("<memoryBacking><hugepages/></memoryBacking>").spec.memory
+    found = domain("<memoryBacking><hugepages/></memoryBacking>")
+    memory = found.spec.memory
+    assert found.unexpressed == ("memoryBacking: hugepages of the host's default size",)
     assert (memory.hugepages, memory.sharing, memory.swap) == (None, False, False)
 
 
@@ -187,6 +191,15 @@ def test_cpu_models(cpu: str, model: str | None) -> None:
 )
 def test_boot_order(boot: str, order: tuple[str, ...]) -> None:
     assert domain(f"<os><type>hvm</type>{boot}</os>").spec.boot.order == order
+
+
+def test_secure_boot_cannot_be_said() -> None:
+    firmware = (
+        "<firmware><feature enabled='yes' name='secure-boot'/><feature enabled='no' name='enrolled-keys'/></firmware>"
+    )
+    found = domain(f"<os firmware='efi'><type>hvm</type>{firmware}</os>")
+    assert found.spec.boot.firmware == "uefi"
+    assert found.unexpressed == ("os: firmware feature secure-boot",)
 
 
 def test_a_floppy_cannot_be_said() -> None:
