@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import libvirt
 import pytest
 
+from kvmctl.model.fields import Context
+from kvmctl.model.guestfile import dump, load
 from kvmctl.model.spec import (
     UNLIMITED,
     BootSpec,
@@ -130,6 +132,18 @@ def _is_expressible(device: ElementTree.Element, root: ElementTree.Element) -> b
 def test_what_is_read_changes_nothing(path: Path) -> None:
     text = path.read_text()
     assert edit(text, parse(text).spec, TCG) is text
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
+def test_what_is_read_can_be_said_in_a_file(path: Path) -> None:
+    # An odd quota and odd memory, as virsh takes them.
+    text = path.read_text().replace("<cputune>", "<cputune><global_quota>33333</global_quota>")
+    text = re.sub(r"<memory( unit=.KiB.)?>(\d+)<", r"<memory\1>\g<2>7<", text)
+    found = parse(text)
+    (said,) = load([("file", dump([found.spec]).encode())], Context()).guests
+    assert diff(said, found.spec) == ()
+    assert edit(text, said, TCG) is text
 
 
 @pytest.mark.unit
