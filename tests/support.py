@@ -177,13 +177,16 @@ class Screen:
         return self._seen.decode(errors="replace")
 
     def start(self, *words: str, env: dict[str, str] | None = None) -> None:
-        """Run a command line; one that still runs is ended first."""
+        """Run a command line of kvmctl."""
+        self.run(sys.executable, "-m", "kvmctl", *words, env=env)
+
+    def run(self, *program: str, env: dict[str, str] | None = None) -> None:
+        """Run any program; what still runs is ended first."""
         self.close()
         self._seen, self._code = b"", None
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            full = self._env | {"TERM": "xterm"} | (env or {})
-            os.execve(sys.executable, [sys.executable, "-m", "kvmctl", *words], full)
+            os.execvpe(program[0], program, self._env | {"TERM": "xterm"} | (env or {}))
 
     def type(self, keys: bytes) -> None:
         """Press keys."""

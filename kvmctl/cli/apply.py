@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from kvmctl.model.spec import GuestFile
 
 _files = click.option(
-    "-f", "--file", "files", multiple=True, required=True, metavar="FILE", help="Guest file; - is standard input."
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    required=True,
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Guest file; - is standard input.",
 )
 
 

@@ -37,15 +37,17 @@ def cpu(app: App, sample: float) -> None:
     """Show what CPU the running guests were promised, what that is worth now, and what they use.
 
     \b
-    SHARES, LIMIT, RESERVED  what the guest was promised; amounts of CPU are cores
-    ENTITLED                 what it gets while every guest is hungry, and BOUND what decides that
+    SHARES, LIMIT, RESERVED  what the guest was promised, in cores
+    ENTITLED                 what it gets while every guest is hungry
     WEIGHT                   what the kernel's cgroup file has
-    USED, STEAL%             measured; steal is the part of its vCPUs' time spent waiting for a host CPU
+    USED                     what it has used in the sample, in cores
+    STEAL%                   the time its vCPUs waited for a CPU of the host
+    BOUND                    what decides the entitlement
 
     \b
     Example:
       kvmctl cpu
-      kvmctl -o json cpu --sample 500ms
+      kvmctl cpu --sample 500ms -o json
     """
     from kvmctl.control.ledger import cpu_ledger
 

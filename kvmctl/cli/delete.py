@@ -32,7 +32,7 @@ def delete(app: App, names: tuple[str, ...], labels: tuple[str, ...], disks: boo
     \b
     Example:
       kvmctl delete web1
-      kvmctl --yes delete 'test-*' --disks
+      kvmctl delete 'test-*' --disks --yes
     """
     from kvmctl.control.guarded import guarded
     from kvmctl.control.select import chosen

@@ -31,7 +31,7 @@ def host() -> None:
     """
 
 
-@host.command()
+@host.command(short_help="What the host is: processor, memory, versions, pools.")
 @pass_app
 def show(app: App) -> None:
     """Show what the host is: virtualization, CPU, memory, control groups, versions, guests, pools.
@@ -39,7 +39,7 @@ def show(app: App) -> None:
     \b
     Example:
       kvmctl host show
-      kvmctl -o json host show
+      kvmctl host show -o json
     """
     from kvmctl.cli.host_lines import facts_lines
     from kvmctl.control.facts import facts
@@ -59,13 +59,14 @@ def show(app: App) -> None:
         raise error
 
 
-@host.command()
+@host.command(short_help="What host and guests do: CPU, memory, disks, networks.")
 @click.option(
     "--interval", callback=seconds, default="1s", show_default=True, metavar="TIME", help="Between two readings."
 )
 @click.option(
     "--prometheus",
     "target",
+    type=click.Path(readable=False),
     metavar="FILE|-",
     help="Write one reading's counters in Prometheus' text format, for node_exporter's textfile collector.",
 )
@@ -116,7 +117,7 @@ def _expose(reading: Reading, target: str) -> None:
         write_atomic(Path(target), text, mode=0o644)
 
 
-@host.command()
+@host.command(short_help="What is wrong, each with cause and next command.")
 @pass_app
 def doctor(app: App) -> int:
     """Examine the way to the hypervisor, the kernel, pools and leftovers; each with cause and next command.

@@ -45,7 +45,7 @@ def ksm() -> None:
     """
 
 
-@ksm.command()
+@ksm.command(short_help="What merging saves, and why it saves no more.")
 @pass_app
 def show(app: App) -> None:
     """Show what merging saves, for each guest too, and why it saves no more.
@@ -53,7 +53,7 @@ def show(app: App) -> None:
     \b
     Example:
       kvmctl ksm show
-      kvmctl -o json ksm show
+      kvmctl ksm show -o json
     """
     from kvmctl.control.ksm_report import remote_report, report
 
@@ -96,7 +96,7 @@ def _print(app: App, found: Mapping[str, Any]) -> None:
         click.echo(table(found["guests"], _GUESTS), nl=False)
 
 
-@ksm.command()
+@ksm.command(short_help="Merge equal pages.")
 @click.option(
     "--pages-to-scan",
     type=click.IntRange(1, 1_000_000),
@@ -126,7 +126,7 @@ def enable(app: App, pages_to_scan: int | None, sleep_millisecs: int | None, for
     _report(app, *control.enable(KsmSettings(pages_to_scan, sleep_millisecs), force))
 
 
-@ksm.command()
+@ksm.command(short_help="Stop merging, and put back what was set before.")
 @click.option("--unmerge", is_flag=True, help="Give every guest its own pages again, if there is memory for it.")
 @click.option("--force", is_flag=True, help="Also put back what someone else has changed since kvmctl did.")
 @pass_app

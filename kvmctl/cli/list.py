@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_guests
 from kvmctl.cli.output import Column, emit, note
 from kvmctl.model.units import human_size
 
@@ -25,7 +26,7 @@ _COLUMNS = (
 @click.option(
     "--state", type=click.Choice(["running", "paused", "stopped", "crashed"]), help="Only guests in this state."
 )
-@click.argument("patterns", nargs=-1, metavar="[NAME|GLOB]...")
+@click.argument("patterns", nargs=-1, metavar="[NAME|GLOB]...", shell_complete=complete_guests)
 @pass_app
 def list_(app: App, labels: tuple[str, ...], state: str | None, patterns: tuple[str, ...]) -> None:
     """List the guests, from one bulk call.
@@ -33,7 +34,7 @@ def list_(app: App, labels: tuple[str, ...], state: str | None, patterns: tuple[
     \b
     Example:
       kvmctl list --state running
-      kvmctl -o json list 'web*'
+      kvmctl list 'web*' -o json
     """
     from kvmctl.control.select import matching
 

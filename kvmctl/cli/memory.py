@@ -39,17 +39,17 @@ def memory(app: App) -> None:
     """Show what memory the running guests were promised, what they have, and what it costs the host.
 
     \b
-    MAX, SIZE            what the guest can grow to, and what its owner wants it to have
-    BALLOON              what its balloon leaves it now
-    USABLE, USED         the guest's own figures, while its balloon driver reports them
-    RESIDENT             what its process has in the host's memory
-    SHARED, SWAPPED      merged by KSM; in the host's swap
-    RESERVED, SHARES     what it was promised
+    MAX, SIZE         what the guest can grow to, and what it is to have
+    BALLOON           what its balloon leaves it now
+    USABLE, USED      its own figures, while its balloon driver reports them
+    RESIDENT          what its process has in the host's memory
+    SHARED, SWAPPED   merged by KSM; in the host's swap
+    RESERVED, SHARES  what it was promised
 
     \b
     Example:
       kvmctl memory
-      kvmctl -o json memory
+      kvmctl memory -o json
     """
     from kvmctl.control.ledger import memory_ledger
 

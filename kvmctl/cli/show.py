@@ -24,7 +24,7 @@ def show(app: App, name: str) -> None:
     \b
     Example:
       kvmctl show web1
-      kvmctl -o json show web1
+      kvmctl show web1 -o json
     """
     from kvmctl.control.inspect import inspect
 
