@@ -52,7 +52,7 @@ def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
     """Fields whose stored value a running guest does not have yet."""
     if domains.state(domain) not in ("running", "paused", "suspended"):
         return []
-    running = running_spec(domain)
+    running = running_spec(domain, stored)
     return [
         {"field": change.field, "running": change.old, "stored": change.new}
         for change in diff(replace(stored, autostart=None), running)

@@ -114,12 +114,7 @@ class Planner:
         current = replace(parse(definition).spec, autostart=domains.autostart(domain))
         state = domains.state(domain)
         running = state in ("running", "paused", "suspended")
-        runs_with = running_spec(domain) if running else None
-        if not domains.is_persistent(domain):
-            raise ConflictError(
-                f"guest {spec.name} is transient: it has no definition to change",
-                f"define it: kvmctl xml {argument(spec.name)} > guest.xml && virsh define guest.xml",
-            )
+        runs_with = running_spec(domain, current) if running else None
         raised = raise_maxima(spec, current)
         resolved, volumes = resolve_disks(self.hypervisor, raised)
         resolved, seed = self._seed(resolved, current)
@@ -130,6 +125,11 @@ class Planner:
         if owes_start and spec.state is None and state in starts.OFF:
             spec = replace(spec, state=self._owed.get(spec.name))  # type: ignore[arg-type]
         brings_to = self._state_change(spec, state, changes)
+        if changes and not domains.is_persistent(domain):
+            raise ConflictError(
+                f"guest {spec.name} is transient: it has no definition to change",
+                f"define it: kvmctl xml {argument(spec.name)} > guest.xml && virsh define guest.xml",
+            )
         if changes:
             self._check(resolved, volumes + seed, starts=brings_to is not None)
             _check_together(raised, current)
@@ -182,10 +182,17 @@ class Planner:
             raise_together(found)
 
 
-def running_spec(domain: Any) -> GuestSpec:
-    """What a guest runs with now. Its XML says nowhere what it was pinned to since it was started."""
+def running_spec(domain: Any, stored: GuestSpec) -> GuestSpec:
+    """What a guest runs with now. Its XML says nowhere what it was pinned to since it was started.
+
+    Its pinning is the `stored` one where each vCPU is where its definition has it, which may be to each its own.
+    """
     spec = parse(domains.live_definition(domain)).spec
-    return replace(spec, cpu=replace(spec.cpu, pin=format_cpuset(live.pin(domain))))
+    pin = stored.cpu.pin
+    if not live.is_pinned_as_defined(domain):
+        cpus = live.pin(domain)
+        pin = "mixed" if cpus is None else format_cpuset(cpus)
+    return replace(spec, cpu=replace(spec.cpu, pin=pin))
 
 
 def _after_resuming(change: Change) -> Change:

@@ -45,7 +45,7 @@ def verify(
 def _read(domain: Any) -> tuple[GuestSpec, GuestSpec | None]:
     stored = replace(parse(domains.definition(domain)).spec, autostart=domains.autostart(domain))
     on = domains.state(domain) in ("running", "paused", "suspended")
-    return stored, running_spec(domain) if on else None
+    return stored, running_spec(domain, stored) if on else None
 
 
 def _stored(change: Change, left: Change | None, failures: dict[str, str]) -> Outcome:

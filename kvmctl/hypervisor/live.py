@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from operator import eq
 from typing import Any
 
 import libvirt
@@ -53,11 +54,23 @@ def set_pin(domain: Any, cpus: Collection[int]) -> None:
             domain.pinVcpuFlags(vcpu, allowed, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def pin(domain: Any) -> frozenset[int]:
-    """The host CPUs that the guest's vCPUs may run on, by the first of them; empty where it may use any."""
+def pin(domain: Any) -> frozenset[int] | None:
+    """The host CPUs that the guest's vCPUs may run on; empty where they may use any, None where they differ."""
     with doing(f"read the pinning of guest {domain.name()}"):
-        first = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)[0]
-    return frozenset() if all(first) else frozenset(cpu for cpu, allowed in enumerate(first) if allowed)
+        maps = set(domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE))
+    if len(maps) > 1:
+        return None
+    allowed = maps.pop()
+    return frozenset() if all(allowed) else frozenset(cpu for cpu, may in enumerate(allowed) if may)
+
+
+def is_pinned_as_defined(domain: Any) -> bool:
+    """Whether each vCPU may run where the definition that outlives the guest's running lets it."""
+    with doing(f"read the pinning of guest {domain.name()}"):
+        if not domain.isPersistent():
+            return True
+        now = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return all(map(eq, now, domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_CONFIG)))
 
 
 def set_balloon(domain: Any, size: int) -> None:

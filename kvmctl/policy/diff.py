@@ -46,6 +46,8 @@ def _scalars(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> 
         if _same(key, wanted, now):
             continue
         how, reason = _how(key, wanted, current, live)
+        if how == "restart" and live is not None and _same(key, wanted, fields.get(live, key)):
+            how, reason = "live", ""  # it runs with what is wanted: only its definition was changed by somebody
         shown = None if now is None else field.show(now)
         yield Change(desired.name, key, shown, field.show(wanted), "set", how, reason)
 
