@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from xml.etree.ElementTree import Element
 
@@ -23,17 +23,22 @@ class Parsed:
     spec: GuestSpec
     """Every field that the XML knows has its value; `autostart` and `state` are not in it, so not said. Texts
     that are absent (a kernel, a description) are None, and no pinning is the empty string."""
-    unexpressed: tuple[str, ...]
-    """In plain words, what a guest file cannot say. Editing the definition never touches it."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """A sentence for each part of our metadata that could not be read, and so counts as unsaid."""
+    root: Element = field(repr=False, compare=False)
+    """The domain itself."""
+
+    @property
+    def unexpressed(self) -> tuple[str, ...]:
+        """In plain words, what a guest file cannot say. Editing the definition never touches it."""
+        return unexpressed(self.root)  # as long again as reading the spec, and seldom asked for
 
 
 def parse(domain_xml: str) -> Parsed:
     """Read a definition, of a stopped or of a running guest. Raises UsageError where it is no domain's XML."""
     root = tree.read(domain_xml)
     said = metadata.of(root)
-    return Parsed(spec_of(root, said), unexpressed(root), said.notes)
+    return Parsed(spec_of(root, said), said.notes, root)
 
 
 def spec_of(root: Element, said: Metadata) -> GuestSpec:
