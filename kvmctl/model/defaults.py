@@ -27,6 +27,7 @@ NETWORK = "default"
 Bus = Literal["virtio", "scsi", "sata", "ide"]
 POOL = "default"
 """The storage pool of a volume that says none."""
+_HINT = "nothing was done: correct this in the guest file"
 TARGET_PREFIXES: dict[str, str] = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 
 
@@ -39,11 +40,11 @@ def fill(spec: GuestSpec, platform: Platform) -> GuestSpec:
     try:
         full = _filled(spec, platform)
     except ValueError as error:
-        raise UsageError(f"guest {spec.name}: {error}") from error
+        raise UsageError(f"guest {spec.name}: {error}", _HINT) from error
     # That a disk has a volume as well as the path which came of it is no fault here.
     faults = [f"guest {spec.name}: {key}: {text}" for key, text in check(full) if not key.endswith(".volume")]
     if faults:
-        raise UsageError("\n".join(faults))
+        raise UsageError("\n".join(faults), _HINT)
     return full
 
 
