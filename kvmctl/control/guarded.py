@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kvmctl.control import starts
 from kvmctl.control.weights import renew
+from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor.connection import Hypervisor
 
@@ -15,9 +17,11 @@ LOCK_WAIT = 10.0
 
 @contextmanager
 def guarded(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Iterator[None]:
-    """Hold the hypervisor's lock; afterwards every running guest gets the weight that its share is now worth."""
+    """Hold the hypervisor's lock; afterwards every running guest gets the weight that its share is now worth, and
+    a start that is made up for, or of a guest that is gone, is owed no more."""
     with lock(hypervisor.uri, LOCK_WAIT):
         yield
+        starts.settle(hypervisor, Journal())
         for outcome in renew(hypervisor):
             if outcome.result == "not applied":
                 warn(f"weight of guest {outcome.change.guest}: {outcome.reason}")

@@ -9,11 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import libvirt
 import pytest
 
+from kvmctl.control.apply import run
+from kvmctl.control.plan import GuestPlan, Planner
 from kvmctl.hypervisor import connection, domains
-from kvmctl.model.errors import UnreachableError
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import ConflictError, NotFoundError, UnreachableError
+from kvmctl.model.spec import GuestSpec, MemorySpec
 from kvmctl.xml.images import images
 from tests.conftest import Kvmctl, environment
 from tests.hosts import PrivateHost, private_host
@@ -205,15 +211,78 @@ def test_one_new_volume_for_two_guests_is_not_taken_from_the_first(
 def test_a_start_that_fails_is_said_and_made_up_for(
     host: PrivateHost, on_host: Kvmctl, file: Callable[..., Path]
 ) -> None:
-    name, iso = f"{PREFIX}a", host.images / "cd.iso"
-    iso.write_bytes(bytes(4096))
-    path = file(f"{{name: {name}, cpu: {{model: no-such-model}}}}", state="")
-    said = on_host("apply", "-f", path, code=None)
-    assert said.code in (1, 5, 2)
-    path = file(f"{{name: {name}, boot: {{iso: {iso}}}, state: stopped}}")
+    first, second = f"{PREFIX}a", f"{PREFIX}b"
+    on_host("apply", "-f", file(f"{{name: {first}, disks: [{{volume: one.qcow2, size: 1MiB}}]}}", state="running"))
+    taken = file(f"{{name: {second}, disks: [{{path: {host.images}/one.qcow2}}]}}", state="")
+    said = on_host("apply", "-f", taken, code=1)
+    assert "Is another process using the image" in said.err
+    assert f"{second}.log" in said.err
+    assert f"made and not started yet: {second}" in on_host("host", "doctor", code=None).out
+    assert "0 changes" in on_host("set", second, "cpu.count=1").err
+    assert defined(host) == {first: "running", second: "stopped"}
+    on_host("stop", first, "--force", "--timeout", "0")
+    made_up = on_host("-o", "json", "apply", "-f", taken).json()
+    assert [(one["field"], one["result"]) for one in made_up] == [("state", "changed")]
+    # Somebody who stops it then has the last word.
+    on_host("stop", second, "--force", "--timeout", "0")
+    assert "0 changes" in on_host("apply", "-f", taken).err
+    assert "no run was interrupted" in on_host("host", "doctor", code=None).out
+
+
+@pytest.fixture
+def planned(
+    hypervisor: Hypervisor, make_name: Callable[..., str], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., GuestPlan]:
+    """Plans a paused guest on the machine's own daemon, without applying it."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+
+    def plan(name: str = "", **more: Any) -> GuestPlan:
+        memory = MemorySpec(size=64 << 20)
+        spec = GuestSpec(name or make_name("fa"), memory=memory, accelerator="tcg", state="paused", **more)
+        return Planner(hypervisor, lambda _spec: "tcg").plan(spec)
+
+    return plan
+
+
+def test_a_guest_that_somebody_makes_between_plan_and_apply(
+    hypervisor: Hypervisor, planned: Callable[..., GuestPlan]
+) -> None:
+    plan = planned()
+    theirs = run(hypervisor, [plan])
+    assert theirs[0].error is None
+    (ours,) = run(hypervisor, [plan])
+    assert isinstance(ours.error, ConflictError)
+    assert "somebody else" in ours.error.message
+    assert {outcome.result for outcome in ours.outcomes} == {"not applied"}
+
+
+def test_a_guest_that_somebody_deletes_or_changes_between_plan_and_apply(
+    hypervisor: Hypervisor, planned: Callable[..., GuestPlan]
+) -> None:
+    name = run(hypervisor, [planned()])[0].guest
+    plan = planned(name, description="ours")
+    domain = domains.find(hypervisor, name)
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, "theirs", None, None, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    (changed,) = run(hypervisor, [plan])
+    assert isinstance(changed.error, ConflictError)
+    assert "<title>theirs" in domains.definition(domain)
+    assert run(hypervisor, [planned(name, description="ours")])[0].error is None
+    plan = planned(name, description="again")
+    domains.power_off(domain)
+    domains.undefine(domain)
+    (gone,) = run(hypervisor, [plan])
+    assert isinstance(gone.error, NotFoundError)
+    assert name not in domains.names(hypervisor)
+
+
+def test_a_disk_that_vanished_is_named_when_the_guest_starts(
+    host: PrivateHost, on_host: Kvmctl, file: Callable[..., Path]
+) -> None:
+    name = f"{PREFIX}a"
+    path = file(f"{{name: {name}, disks: [{{volume: gone.qcow2, size: 1MiB}}], state: stopped}}")
     on_host("apply", "-f", path)
-    iso.unlink()
-    gone = on_host("start", name, code=None)
-    assert gone.code in (1, 3)
-    assert str(iso) in gone.err
+    (host.images / "gone.qcow2").unlink()
+    said = on_host("start", name, code=None)
+    assert said.code in (1, 3)
+    assert str(host.images / "gone.qcow2") in said.err
     assert defined(host) == {name: "stopped"}

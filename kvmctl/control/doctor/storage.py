@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kvmctl.control import starts
 from kvmctl.control.doctor.check import Check
 from kvmctl.host import access, journal, lock
 from kvmctl.hypervisor import host
@@ -70,9 +71,16 @@ def leftovers(uri: str) -> Iterator[Check]:
         return
     if not intents:
         yield Check("unfinished", "ok", "no run was interrupted")
-    for intent in intents:
-        when = datetime.fromtimestamp(intent.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        cause = f"a run that began it at {when} was killed"
-        yield Check(
-            "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
-        )
+    yield from map(_leftover, intents)
+
+
+def _leftover(intent: journal.Intent) -> Check:
+    when = datetime.fromtimestamp(intent.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if intent.kind == starts.INTENT:
+        text = f"made and not started yet: {', '.join(intent.data)}"
+        cause = f"the start failed, or a run was killed before it, at {when}"
+        return Check("unfinished", "warn", text, cause, "kvmctl start NAME, or apply its file again")
+    cause = f"a run that began it at {when} was killed"
+    return Check(
+        "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
+    )
