@@ -8,7 +8,6 @@ from typing import Any
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.hypervisor.errors import doing
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.model.sample import GuestSample
@@ -29,21 +28,21 @@ def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
     its owner's. A guest that fails or stops meanwhile does not keep the others from theirs.
     """
     claimed = claims(domains.samples_with_domains(hypervisor))
-    if not claimed:
-        return ()
-    entitled = entitlements([claim for claim, _ in claimed], scheduler.host_cores(hypervisor))
+    entitled = entitlements([claim for claim, _ in claimed], scheduler.host_cores(hypervisor)) if claimed else ()
     runs = [f"{hypervisor.uri} {domain.ID()} {claim.name}" for claim, domain in claimed]
     journal = Journal()
     known = journal.entries(KIND)
-    outcomes = tuple(
-        _renew_one(domain, one, journal, run, known.get(run))
-        for (_claim, domain), one, run in zip(claimed, entitled, runs, strict=True)
+    if ended := [run for run in known if run.startswith(f"{hypervisor.uri} ") and run not in runs]:
+        journal.forget(KIND, *ended)
+    handles = [domain for _claim, domain in claimed]
+    found = [_compare(domain, one) for domain, one in zip(handles, entitled, strict=True)]
+    due = {run: one.change for run, one in zip(runs, found, strict=True) if one.result == "changed"}
+    if due:
+        journal.record_all(KIND, {run: (change.old, change.new) for run, change in due.items()})
+    return tuple(
+        _set(domain, outcome, known.get(run)) if run in due else outcome
+        for domain, outcome, run in zip(handles, found, runs, strict=True)
     )
-    if any(outcome.result == "changed" for outcome in outcomes):
-        for run in known:
-            if run.startswith(f"{hypervisor.uri} ") and run not in runs:
-                journal.forget(KIND, run)
-    return outcomes
 
 
 def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, Any]]:
@@ -60,36 +59,34 @@ def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, An
     return found
 
 
-def _renew_one(domain: Any, entitled: Entitlement, journal: Journal, run: str, known: Entry | None) -> Outcome:
+def _compare(domain: Any, entitled: Entitlement) -> Outcome:
+    """The weight the guest has and the one it is due, as `changed` where that is still to be done."""
     try:
         found = scheduler.weight(domain)
+        change = Change(entitled.name, "cpu.weight", found, entitled.weight)
+        if found is None:
+            return Outcome(change, "unchanged", "this hypervisor has no CPU weights")
+        if found == entitled.weight:
+            return Outcome(change, "unchanged", entitled.note, found)
+        if not domains.is_persistent(domain):
+            return Outcome(change, "not applied", "a transient guest has no other place for its shares", found)
     except KvmctlError as error:
         return Outcome(Change(entitled.name, "cpu.weight", None, entitled.weight), "not applied", _why(error))
-    change = Change(entitled.name, "cpu.weight", found, entitled.weight)
-    if found is None:
-        return Outcome(change, "unchanged", "this hypervisor has no CPU weights")
-    if found == entitled.weight:
-        return Outcome(change, "unchanged", entitled.note, found)
+    return Outcome(change, "changed", entitled.note)
+
+
+def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
+    change = due.change
+    assert isinstance(change.new, int)
     try:
-        return _set(domain, change, entitled, journal, run, known)
+        scheduler.set_weight(domain, change.new)
+        found = scheduler.weight(domain)
     except KvmctlError as error:
-        return Outcome(change, "not applied", _why(error), found)
-
-
-def _set(
-    domain: Any, change: Change, entitled: Entitlement, journal: Journal, run: str, known: Entry | None
-) -> Outcome:
-    with doing(f"read guest {entitled.name}"):
-        transient = not domain.isPersistent()
-    if transient:
-        return Outcome(change, "not applied", "a transient guest has no other place for its shares", change.old)
-    journal.record(KIND, run, change.old, entitled.weight)
-    scheduler.set_weight(domain, entitled.weight)
-    found = scheduler.weight(domain)
-    if found != entitled.weight:
-        return Outcome(change, "not applied", f"the kernel has {found} after {entitled.weight} was set", found)
+        return Outcome(change, "not applied", _why(error), change.old)
+    if found != change.new:
+        return Outcome(change, "not applied", f"the kernel has {found} after {change.new} was set", found)
     foreign = f"kvmctl had set {known.new}, and somebody else {change.old}" if known and known.new != change.old else ""
-    return Outcome(change, "changed", "; ".join(filter(None, (foreign, entitled.note))), found)
+    return Outcome(change, "changed", "; ".join(filter(None, (foreign, due.reason))), found)
 
 
 def _why(error: KvmctlError) -> str:
