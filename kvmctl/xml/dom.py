@@ -9,8 +9,8 @@ from xml.etree.ElementTree import Element
 from lxml import etree
 from lxml.etree import _Element
 
-from kvmctl.model.errors import UsageError
 from kvmctl.xml.render import render_part
+from kvmctl.xml.tree import not_xml
 
 _MISC = r"(?:\s|<\?(?:(?!\?>).)*\?>|<!--(?:(?!-->).)*-->|<!DOCTYPE[^\[>]*(?:\[[^\]]*\]\s*)?>)*"
 _BEFORE, _AFTER = re.compile(_MISC, re.DOTALL), re.compile(rf"(?<=>){_MISC}\Z", re.DOTALL)
@@ -37,7 +37,7 @@ def load(xml: str) -> _Element:
     try:
         return etree.fromstring(xml.encode(), _parser())
     except etree.XMLSyntaxError as error:
-        raise UsageError(f"this is not well-formed XML: {error}") from error
+        raise not_xml(error) from error
 
 
 def _parser() -> etree.XMLParser:

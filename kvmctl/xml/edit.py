@@ -40,7 +40,7 @@ def edit(domain_xml: str, desired: GuestSpec, platform: Platform) -> str:
         for step in _STEPS:
             step(root, desired, now, platform)
     except ValueError as error:
-        raise UsageError(f"guest {now.name}: {error}") from error
+        raise UsageError(f"guest {now.name}: {error}", "nothing was changed: choose what this host has") from error
     wanted = edit_devices.edit(root, desired, now, _metadata(desired, now, said))
     if wanted != said:
         _put_metadata(root, wanted)

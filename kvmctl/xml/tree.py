@@ -5,6 +5,7 @@ from xml.etree.ElementTree import Element
 
 from kvmctl.model.errors import UsageError
 
+_HINT = "libvirt writes the XML of a guest with virsh dumpxml"
 _LARGEST = 1 << 63
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
     f"{prefix}{suffix}": base**power
@@ -19,10 +20,15 @@ def read(xml: str, tag: str = "domain") -> Element:
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314 - expat bounds the expansion of entities and fetches none
     except (ElementTree.ParseError, ValueError) as error:
-        raise UsageError(f"this is not well-formed XML: {error}") from error
+        raise not_xml(error) from error
     if root.tag != tag:
-        raise UsageError(f"this is the XML of a {root.tag}, not of a {tag}")
+        raise UsageError(f"this is the XML of a {root.tag}, not of a {tag}", _HINT)
     return root
+
+
+def not_xml(error: Exception) -> UsageError:
+    """What a parser's error is to the user."""
+    return UsageError(f"this is not well-formed XML: {error}", _HINT)
 
 
 def text(parent: Element, path: str) -> str | None:
