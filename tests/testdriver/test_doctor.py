@@ -93,7 +93,7 @@ def test_an_unusable_journal_is_a_warning(kvmctl: Kvmctl, state: Path) -> None:
 
 
 _AS_NOBODY = """
-import difflib, os, pwd, sys
+import difflib, os, pwd, shlex, sys
 import kvmctl.cli.host, kvmctl.control.doctor, kvmctl.hypervisor.connection
 from kvmctl.cli.main import run
 user = pwd.getpwnam("nobody")
