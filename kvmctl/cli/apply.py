@@ -12,7 +12,7 @@ import click
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.changes import show_outcomes, show_pending
 from kvmctl.cli.completion import complete_fields, complete_guests
-from kvmctl.cli.output import warn
+from kvmctl.cli.output import moves_cursor, warn
 from kvmctl.model.errors import KvmctlError, NotFoundError, UsageError
 from kvmctl.model.wording import quoted
 
@@ -212,7 +212,7 @@ def _run(app: App, hypervisor: Hypervisor, plans: Sequence[GuestPlan]) -> list[A
     changed = [plan for plan in plans if plan.changes]
     if not changed:
         return []
-    if len(changed) == 1 or app.quiet or not sys.stderr.isatty():
+    if len(changed) == 1 or app.quiet or not (sys.stderr.isatty() and moves_cursor()):
         return run(hypervisor, changed)
-    with click.progressbar(length=len(changed), label=f"{len(changed)} guests", file=sys.stderr) as bar:
+    with click.progressbar(length=len(changed), label=f"{len(changed)} guests", width=0, file=sys.stderr) as bar:
         return run(hypervisor, changed, lambda: bar.update(1))

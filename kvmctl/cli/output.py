@@ -134,10 +134,15 @@ def warn(text: str) -> None:
     click.echo(f"{styled('warning:', fg='yellow', err=True)} {printable(text)}", err=True)
 
 
+def moves_cursor() -> bool:
+    """Whether a terminal, where there is one, is more than a typewriter."""
+    return os.environ.get("TERM") != "dumb"
+
+
 def styled(text: str, err: bool = False, **style: Any) -> str:
     """Colour on a terminal that wants it, plain text elsewhere and with NO_COLOR."""
     stream = sys.stderr if err else sys.stdout
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+    if os.environ.get("NO_COLOR") or not moves_cursor() or not stream.isatty():
         return text
     return click.style(text, **style)
 

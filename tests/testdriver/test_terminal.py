@@ -316,3 +316,17 @@ def test_json_is_escaped_where_a_terminal_would_act(kvmctl: Kvmctl, foreign: For
     assert "\\u009b31mred" in out
     assert json.loads(out)[0]["name"] == _C1
     assert os.linesep == "\n"
+
+
+def test_progress_stays_on_one_line_and_off_a_typewriter(screen: Screen, tmp_path: Path) -> None:
+    file = tmp_path / "guests.yaml"
+    file.write_text("guests: [{name: a}, {name: b}]")
+    for env, shown in (({"COLUMNS": "30"}, True), ({"TERM": "dumb"}, False)):
+        screen.start(*TEST, "apply", "-f", str(file), env=env)
+        assert screen.wait() == 0
+        bars = [bar for bar in screen.text.splitlines() if "%" in bar]
+        assert bool(bars) == shown
+        assert all(len(part.replace("\x1b[?25l", "").replace("\x1b[?25h", "")) <= 30 for part in bars)
+        assert screen.text.count("\x1b[?25l") == 0 or screen.text.rstrip().rfind("\x1b[?25h") > screen.text.rfind(
+            "?25l"
+        )
