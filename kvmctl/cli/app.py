@@ -23,12 +23,12 @@ class App:
     yes: bool = False
     _hypervisor: Hypervisor | None = field(default=None, repr=False)
 
-    def hypervisor(self, events: bool = False) -> Hypervisor:
-        """The connection, opened once, with libvirt's event loop where wished. Raises UnreachableError."""
+    def hypervisor(self) -> Hypervisor:
+        """The connection, opened once. Raises UnreachableError."""
         if self._hypervisor is None:
             from kvmctl.hypervisor.connection import open_hypervisor
 
-            self._hypervisor = open_hypervisor(self.uri, events)
+            self._hypervisor = open_hypervisor(self.uri)
             if self.verbose and not self.quiet:
                 click.echo(f"connected to {self._hypervisor.uri}", err=True)
             click.get_current_context().find_root().call_on_close(self._hypervisor.close)

@@ -66,7 +66,8 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
         )
     hypervisor = app.hypervisor()
     with _locked(hypervisor, dry_run):
-        _leftovers(hypervisor)
+        if not dry_run:
+            _leftovers(hypervisor)
         plans = _plan(hypervisor, wanted, force)
         gone = prunable(hypervisor, wanted) if prune else []
         if dry_run:
@@ -75,8 +76,10 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
         code = show_outcomes(app, plans, applied)
         if gone:
             from kvmctl.cli.delete import delete_guests
+            from kvmctl.control.weights import renew
 
             delete_guests(app, hypervisor, gone, disks, force)
+            renew(hypervisor)
     return code
 
 
@@ -210,9 +213,7 @@ def _run(app: App, hypervisor: Hypervisor, plans: Sequence[GuestPlan]) -> list[A
     from kvmctl.control.apply import run
 
     changed = [plan for plan in plans if plan.changes]
-    if not changed:
-        return []
-    if len(changed) == 1 or app.quiet or not (sys.stderr.isatty() and moves_cursor()):
+    if len(changed) < 2 or app.quiet or not (sys.stderr.isatty() and moves_cursor()):
         return run(hypervisor, changed)
     with click.progressbar(length=len(changed), label=f"{len(changed)} guests", width=0, file=sys.stderr) as bar:
         return run(hypervisor, changed, lambda: bar.update(1))

@@ -65,13 +65,12 @@ def _act(
     names: tuple[str, ...],
     labels: tuple[str, ...],
     deed: Callable[[Hypervisor, list[Guest]], list[Deed]],
-    events: bool = False,
 ) -> None:
     """Choose the guests, do the deed under the lock, give every guest its weight again, report."""
     from kvmctl.control.guarded import guarded
     from kvmctl.control.select import chosen
 
-    hypervisor = app.hypervisor(events)
+    hypervisor = app.hypervisor()
     with guarded(hypervisor, warn):
         deeds = deed(hypervisor, chosen(hypervisor, names, labels))
     report_deeds(app, deeds)
@@ -144,7 +143,7 @@ def reboot(app: App, names: tuple[str, ...], labels: tuple[str, ...], timeout: f
         except KvmctlError as error:
             return Deed(guest[0].name, "not applied", error.message, error)
 
-    _act(app, names, labels, lambda hypervisor, guests: [one(hypervisor, guest) for guest in guests], events=True)
+    _act(app, names, labels, lambda hypervisor, guests: [one(hypervisor, guest) for guest in guests])
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kvmctl.host.accelerator import resolve
+from kvmctl.host.accelerator import remembered, resolve
 from kvmctl.hypervisor.capabilities import capabilities
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.spec import GuestSpec
@@ -27,6 +27,8 @@ def chooser(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Callable[[Gu
 def _accelerator(hypervisor: Hypervisor, spec: GuestSpec, warn: Callable[[str], None]) -> str:
     if not hypervisor.local:
         return "kvm" if "domain type='kvm'" in capabilities(hypervisor) else "tcg"
+    if remembered() is None:
+        warn("finding out whether Linux boots under KVM here, once; this can take a minute")
     verdict = resolve(Path(spec.boot.kernel) if spec.boot.kernel else None)
     if verdict.name == "tcg":
         warn(f"guests will be emulated (TCG), about ten times slower than with KVM: {verdict.reason}")

@@ -8,6 +8,7 @@ from typing import Any
 from kvmctl.control.plan import running_spec
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.change import Change
 from kvmctl.model.guestfile import as_data
 from kvmctl.model.spec import GuestSpec
 from kvmctl.policy.diff import FOLLOWED_LIVE, LIVE, diff
@@ -18,7 +19,7 @@ def described(hypervisor: Hypervisor, name: str) -> tuple[GuestSpec, tuple[str, 
     """The guest's definition as a spec, and what a guest file cannot say of it. Raises NotFoundError."""
     domain = domains.find(hypervisor, name)
     parsed = _parsed(domain)
-    return parsed.spec, parsed.unexpressed
+    return parsed.spec, (*parsed.notes, *parsed.unexpressed)
 
 
 def _parsed(domain: Any) -> Parsed:
@@ -44,8 +45,13 @@ def inspect(hypervisor: Hypervisor, name: str) -> dict[str, Any]:
         },
         "spec": as_data(parsed.spec),
         "pending_restart": pending(domain, parsed.spec),
-        "beyond_the_guest_file": list(parsed.unexpressed),
+        "beyond_the_guest_file": [*parsed.notes, *parsed.unexpressed],
     }
+
+
+def _is_expanded(change: Change) -> bool:
+    """Whether the running guest merely shows which model `host-model` came to."""
+    return change.field == "cpu.model" and change.new == "host-model"
 
 
 def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
@@ -56,5 +62,5 @@ def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
     return [
         {"field": change.field, "running": change.old, "stored": change.new}
         for change in diff(replace(stored, autostart=None), running)
-        if change.field in FOLLOWED_LIVE or change.field not in LIVE
+        if (change.field in FOLLOWED_LIVE or change.field not in LIVE) and not _is_expanded(change)
     ]

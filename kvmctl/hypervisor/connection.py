@@ -55,10 +55,10 @@ class Hypervisor:
         self.close()
 
 
-def open_hypervisor(uri: str | None = None, events: bool = False) -> Hypervisor:  # noqa: ARG001 - callers still say it
+def open_hypervisor(uri: str | None = None) -> Hypervisor:
     """Open `uri`, or LIBVIRT_DEFAULT_URI, or the first hypervisor of this machine that answers.
 
-    libvirt's event loop serves every connection, with `events` or without.
+    libvirt's event loop serves every connection.
     Raises UnreachableError where none answers in time, UsageError for a URI that libvirt cannot read.
     """
     _serve_events()

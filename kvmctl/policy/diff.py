@@ -38,7 +38,7 @@ def diff(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None = None) 
 def _scalars(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> Iterator[Change]:
     for key, field in fields.FIELDS.items():
         wanted = fields.get(desired, key)
-        if wanted is None or key in NOT_COMPARED:
+        if wanted is None or key in NOT_COMPARED or _is_moot(key, desired):
             continue
         now = fields.get(current, key)
         if _same(key, wanted, now) and live is not None and key in FOLLOWED_LIVE:
@@ -50,6 +50,12 @@ def _scalars(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> 
             how, reason = "live", ""  # it runs with what is wanted: only its definition was changed by somebody
         shown = None if now is None else field.show(now)
         yield Change(desired.name, key, shown, field.show(wanted), "set", how, reason)
+
+
+def _is_moot(key: str, desired: GuestSpec) -> bool:
+    """Whether the field is of a console or display that the guest shall not have."""
+    group, _, name = key.partition(".")
+    return group in ("console", "vnc") and name != "enabled" and fields.get(desired, f"{group}.enabled") is False
 
 
 def _same(key: str, wanted: object, now: object) -> bool:
@@ -116,7 +122,9 @@ def match_disks(wanted: Sequence[DiskSpec], now: Sequence[DiskSpec]) -> list[tup
 
 
 def _is_disk(wanted: DiskSpec, now: DiskSpec) -> bool:
-    return wanted.target == now.target if wanted.target else wanted.path == now.path
+    if wanted.target:
+        return wanted.target == now.target
+    return wanted.path == now.path or _is_volume(wanted, now)
 
 
 def match_nics(wanted: Sequence[NicSpec], now: Sequence[NicSpec]) -> list[tuple[NicSpec, NicSpec | None]]:
@@ -149,11 +157,24 @@ _OF_VOLUMES = frozenset({"volume", "pool", "size", "base"})
 
 
 def _differences(wanted: Device, now: Device) -> Iterator[tuple[str, object, object]]:
+    passed_over = _OF_VOLUMES | ({"path"} if _is_volume(wanted, now) else set())
     for field in dataclass_fields(wanted):
         new, old = getattr(wanted, field.name), getattr(now, field.name)
-        if new is None or field.name in _OF_VOLUMES or new == old or (new is False and old is None):
+        if new is None or field.name in passed_over or new == old or (new is False and (old is None or _is_cdrom(now))):
             continue
         yield field.name.replace("_", "-"), old, new
+
+
+def _is_cdrom(device: Device) -> bool:
+    """A CD-ROM drive is read-only whatever is said."""
+    return isinstance(device, DiskSpec) and device.device == "cdrom"
+
+
+def _is_volume(wanted: Device, now: Device) -> bool:
+    """Whether both name the same volume: a definition that somebody else wrote may say it without its path."""
+    if not isinstance(wanted, DiskSpec) or not isinstance(now, DiskSpec) or now.volume is None:
+        return False
+    return (wanted.volume, wanted.pool or "default") == (now.volume, now.pool or "default")
 
 
 def label(device: Device, index: int) -> str:

@@ -245,3 +245,17 @@ def test_delete_keeps_what_others_need(
     assert "top.qcow2 overlays it" in said
     assert (folder / "base.qcow2").exists()
     assert (folder / "cd.iso").exists()
+
+
+def test_a_weight_that_virsh_set_is_put_back_by_the_next_apply(
+    kvmctl: Kvmctl, make_name: Names, hypervisor: Hypervisor, file: Callable[..., Path]
+) -> None:
+    name = make_name()
+    path = file(f"{{name: {name}, cpu: {{shares: 2000}}}}")
+    kvmctl("apply", "-f", path)
+    shares = Guest(hypervisor, name).cgroup / "cpu.shares"
+    due = shares.read_text()
+    Guest(hypervisor, name).domain.setSchedulerParametersFlags({"cpu_shares": 77}, 1)
+    assert shares.read_text().strip() == "77"
+    assert kvmctl("-o", "json", "apply", "-f", path).json() == []
+    assert shares.read_text() == due

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.model.spec import BootSpec, CpuSpec, DiskSpec, GuestSpec, MemorySpec, NicSpec
+from kvmctl.model.spec import BootSpec, ConsoleSpec, CpuSpec, DiskSpec, GuestSpec, MemorySpec, NicSpec, VncSpec
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy.diff import diff, overlay, raise_maxima
 
@@ -101,3 +101,20 @@ def test_what_was_applied_does_not_differ(cpu: CpuSpec, autostart: bool | None) 
     after = overlay(NOW, desired)
     assert diff(desired, after, after) == ()
     assert overlay(after, desired) == after
+
+
+def test_a_volume_that_is_named_by_its_pool_is_the_same_disk() -> None:
+    current = replace(NOW, disks=(DiskSpec(volume="a.qcow2", pool="default", target="vda", bus="virtio"),))
+    wanted = DiskSpec(volume="a.qcow2", path="/var/lib/libvirt/images/a.qcow2")
+    assert diff(GuestSpec("web1", disks=(wanted,)), current) == ()
+
+
+def test_what_a_console_or_display_that_is_off_would_do_is_moot() -> None:
+    desired = GuestSpec("web1", vnc=VncSpec(False, "::1", 5901), console=ConsoleSpec(False, "/var/log/web1"))
+    current = replace(NOW, vnc=VncSpec(False), console=ConsoleSpec(False))
+    assert diff(desired, current) == ()
+
+
+def test_a_cdrom_is_read_only_whatever_is_said() -> None:
+    drive = DiskSpec(device="cdrom", target="sda", bus="sata", read_only=True)
+    assert diff(GuestSpec("web1", disks=(replace(drive, read_only=False),)), replace(NOW, disks=(drive,))) == ()
