@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,15 @@ def guest_file(count: int, accelerator: str) -> str:
 
 def remove_guests(connection: Any) -> None:
     """Power off and undefine the bench's own guests."""
-    for domain in connection.listAllDomains():
-        if domain.name().startswith(NAME):
-            if domain.isActive():
-                domain.destroy()
-            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+    own = [domain for domain in connection.listAllDomains() if domain.name().startswith(NAME)]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(_remove, own))
+
+
+def _remove(domain: Any) -> None:
+    if domain.isActive():
+        domain.destroy()
+    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
 
 
 @contextmanager
@@ -125,9 +130,10 @@ def main() -> None:
         subprocess.run([folder / "virtomate/bin/pip", "install", "-q", "virtomate"], check=True)
         with defined(connection, kvmctl, folder, options.guests):
             read = listing(kvmctl, str(folder / "virtomate/bin/virtomate"), options.rounds)
-        print(table(f"{options.guests} defined guests", read, next(iter(read))))
+        print(table(f"{options.guests} defined guests", read, next(iter(read))), flush=True)
+        write_json(options.json, {"listing": read})
         made = applying(connection, kvmctl, folder, options.apply, max(3, options.rounds // 5))
-        print(table(f"apply of {options.apply} new paused guests", made, "bare script"))
+        print(table(f"apply of {options.apply} new paused guests", made, "bare script"), flush=True)
     write_json(options.json, {"listing": read, "applying": made})
 
 
