@@ -8,12 +8,12 @@ from typing import Any
 
 from kvmctl.control import preflight, starts
 from kvmctl.control.resolve import DEFAULT_POOL, INTENT, VolumePlan, resolve_disks
+from kvmctl.control.running import running_spec
 from kvmctl.host.journal import Journal
-from kvmctl.hypervisor import domains, live, storage
+from kvmctl.hypervisor import domains, storage
 from kvmctl.hypervisor.capabilities import capabilities, domain_capabilities
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change
-from kvmctl.model.cpuset import format_cpuset
 from kvmctl.model.defaults import fill
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, PartialError, UsageError
 from kvmctl.model.platform import Platform
@@ -180,19 +180,6 @@ class Planner:
         found = list(preflight.problems(self.hypervisor, spec, volumes, self.capabilities, starts))
         if found:
             raise_together(found)
-
-
-def running_spec(domain: Any, stored: GuestSpec) -> GuestSpec:
-    """What a guest runs with now. Its XML says nowhere what it was pinned to since it was started.
-
-    Its pinning is the `stored` one where each vCPU is where its definition has it, which may be to each its own.
-    """
-    spec = parse(domains.live_definition(domain)).spec
-    pin = stored.cpu.pin
-    if not live.is_pinned_as_defined(domain):
-        cpus = live.pin(domain)
-        pin = "mixed" if cpus is None else format_cpuset(cpus)
-    return replace(spec, cpu=replace(spec.cpu, pin=pin))
 
 
 def _after_resuming(change: Change) -> Change:

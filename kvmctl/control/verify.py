@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kvmctl.control.plan import GuestPlan, running_spec
+from kvmctl.control.plan import GuestPlan
+from kvmctl.control.running import running_spec
 from kvmctl.control.wait import until
 from kvmctl.hypervisor import domains, live, storage
 from kvmctl.hypervisor.connection import Hypervisor
