@@ -91,12 +91,6 @@ def has_balloon_driver(domain: Any) -> bool:
         return bool(domain.memoryStats().get("last_update", 0))
 
 
-def set_stats_period(domain: Any, seconds: int) -> None:
-    """Let the balloon driver report every so many seconds."""
-    with doing(f"switch on the memory statistics of guest {domain.name()}"):
-        domain.setMemoryStatsPeriod(seconds, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-
-
 def set_metadata(domain: Any, element: str | None, key: str, namespace: str) -> None:
     """Put our metadata element into the running guest's definition; None takes it out."""
     with doing(f"record the promises of guest {domain.name()}"):

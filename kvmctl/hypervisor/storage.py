@@ -116,12 +116,6 @@ def delete(hypervisor: Hypervisor, path: str) -> None:
         hypervisor.connection.storageVolLookupByPath(path).delete(0)
 
 
-def refresh(storage_pool: Any) -> None:
-    """Let the pool see what was put into its folder behind libvirt's back."""
-    with doing("refresh a storage pool"):
-        storage_pool.refresh(0)
-
-
 def all_volumes(hypervisor: Hypervisor) -> list[Volume]:
     """Every volume of every active pool; one that vanishes meanwhile is left out."""
     with doing("list the storage pools"):

@@ -33,13 +33,3 @@ class Outcome:
     result: Result
     reason: str = ""
     found: object = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The Changes of one run, in the order in which they are applied."""
-
-    changes: tuple[Change, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.changes)
