@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -11,17 +10,17 @@ if TYPE_CHECKING:
     from kvmctl.hypervisor.connection import Hypervisor
 
 
-@dataclass
 class App:
     """The global options of one invocation."""
 
-    uri: str | None = None
-    output: str = "table"
-    quiet: bool = False
-    verbose: int = 0
-    debug: bool = False
-    yes: bool = False
-    _hypervisor: Hypervisor | None = field(default=None, repr=False)
+    def __init__(self) -> None:
+        self.uri: str | None = None
+        self.output = "table"
+        self.quiet = False
+        self.verbose = 0
+        self.debug = False
+        self.yes = False
+        self._hypervisor: Hypervisor | None = None
 
     def hypervisor(self) -> Hypervisor:
         """The connection, opened once. Raises UnreachableError."""

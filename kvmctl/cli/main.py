@@ -7,7 +7,7 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -16,6 +16,9 @@ from kvmctl.cli import streams
 from kvmctl.cli.options import accept_after, global_options
 from kvmctl.cli.output import printable, styled
 from kvmctl.model.errors import KvmctlError, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "apply": ("kvmctl.cli.apply:apply", "Make the hypervisor's guests match a guest file"),
@@ -69,6 +72,15 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_target, text) in _COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the commands' names without importing them."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -85,7 +97,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     params=global_options(),
     epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": streams.help_width()},
 )
 @click.version_option(__version__, "--version", prog_name="kvmctl")
 def cli() -> None:

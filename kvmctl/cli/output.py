@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -19,8 +17,7 @@ WIDEST = 40
 """Columns of a terminal that one column of a table takes at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One column of a table: the row's key, its title, and how a value is written; numbers stand right."""
 
     key: str
@@ -52,6 +49,8 @@ def emit_document(app: App, document: object) -> None:
 
 def as_json(document: object) -> str:
     """One JSON document. JSON has no infinity, so an absent bound is null."""
+    import json
+
     text = json.dumps(_plain(document), indent=2, ensure_ascii=False)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text) + "\n"
 

@@ -88,15 +88,18 @@ def spec(app: App, name: str) -> None:
       kvmctl spec web1 > web1.yaml
     """
     from kvmctl.control.inspect import described
-    from kvmctl.model.guestfile import as_data, dump
 
     found, unexpressed = described(app.hypervisor(), name)
     if app.output == "name":
         emit_names([name])
         return
     if app.output == "json":
+        from kvmctl.model.data import as_data
+
         emit_document(app, {"project": found.project, "guests": [as_data(found)], "unexpressed": list(unexpressed)})
         return
+    from kvmctl.model.guestfile import dump
+
     comments = {name: [f"not expressed here, and kept as it is: {text}" for text in unexpressed]}
     click.echo(dump([found], project=found.project, comments=comments), nl=False)
 

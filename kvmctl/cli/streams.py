@@ -43,6 +43,15 @@ def _writer(stream: TextIO | None, number: int) -> io.TextIOWrapper:
     )
 
 
+def help_width() -> int:
+    """The columns of a help text: what click chooses by itself, which loads four compression libraries to ask."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (OSError, ValueError):
+        columns = 80
+    return max(min(columns or 80, 80) - 2, 50)
+
+
 def drop(number: int) -> None:
     """Send to nowhere what this file descriptor still gets: else the interpreter complains about it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -11,7 +11,7 @@ from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.host import node
 from kvmctl.model.errors import RefusedError
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.policy.admission import admit_cpu, admit_memory
 from kvmctl.policy.diff import overlay
 from kvmctl.policy.promise import promise_of

@@ -16,7 +16,8 @@ from kvmctl.hypervisor import capabilities, domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
 from kvmctl.model.metrics import OFF
-from kvmctl.model.sample import GuestSample, Promise
+from kvmctl.model.promise import Promise
+from kvmctl.model.sample import GuestSample
 from kvmctl.policy.ksm import saved
 from kvmctl.policy.memory import host_reserve
 from kvmctl.xml.metadata import promise

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvmctl.control.running import running_spec
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.change import Change
-from kvmctl.model.guestfile import as_data
+from kvmctl.model.data import as_data
 from kvmctl.model.spec import GuestSpec
-from kvmctl.policy.diff import FOLLOWED_LIVE, LIVE, diff
 from kvmctl.xml.parse import Parsed, parse
+
+if TYPE_CHECKING:
+    from kvmctl.model.change import Change
 
 
 def described(hypervisor: Hypervisor, name: str) -> tuple[GuestSpec, tuple[str, ...]]:
@@ -58,6 +58,9 @@ def pending(domain: Any, stored: GuestSpec) -> list[dict[str, Any]]:
     """Fields whose stored value a running guest does not have yet."""
     if domains.state(domain) not in ("running", "paused", "suspended"):
         return []
+    from kvmctl.control.running import running_spec
+    from kvmctl.policy.diff import FOLLOWED_LIVE, LIVE, diff
+
     running = running_spec(domain, stored)
     return [
         {"field": change.field, "running": change.old, "stored": change.new}

@@ -11,8 +11,9 @@ from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
+from kvmctl.model.host_sample import KsmSample
 from kvmctl.model.metrics import OFF
-from kvmctl.model.sample import GuestSample, KsmSample
+from kvmctl.model.sample import GuestSample
 from kvmctl.policy import ksm as policy
 from kvmctl.xml.metadata import promise
 from kvmctl.xml.parse import parse

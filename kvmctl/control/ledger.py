@@ -13,8 +13,9 @@ from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor import host as hypervisor_host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
+from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.metrics import GuestReading, guest_rates
-from kvmctl.model.sample import GuestSample, ProcessSample
+from kvmctl.model.sample import GuestSample
 from kvmctl.policy.cpu import Bound, CpuClaim, Entitlement, entitlements, falls_short
 from kvmctl.policy.ksm import PAGE, saved
 from kvmctl.policy.memory import host_reserve, is_fresh, overcommit_ratio, used

@@ -15,7 +15,7 @@ from kvmctl.host import daemons, memory
 from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted, write_kernel
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.errors import KvmctlError, RefusedError, UnreachableError
-from kvmctl.model.sample import KsmSample
+from kvmctl.model.host_sample import KsmSample
 from kvmctl.model.units import human_size
 
 ROOT = Path("/sys/kernel/mm/ksm")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvmctl.host import cgroup
 from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted
-from kvmctl.model.sample import ProcessSample
+from kvmctl.model.host_sample import ProcessSample
 
 _PROC = Path("/proc")
 _STATUS_FIGURE = re.compile(r"^(VmRSS|VmSwap):\s+(\d+) kB$", re.MULTILINE)

@@ -14,8 +14,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from kvmctl.host.files import PAGE_SIZE
+from kvmctl.model.host_sample import KsmSample
 from kvmctl.model.metrics import Flow, GuestReading, HostReading, Pressure
-from kvmctl.model.sample import KsmSample
 
 Values: TypeAlias = Mapping[str, float | None]
 """The value of each label; an unlabelled metric has the one label value ``""``."""

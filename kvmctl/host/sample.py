@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvmctl.host import cgroup, cpu, ksm, memory, process
+from kvmctl.model.host_sample import HostSample
 from kvmctl.model.metrics import OFF
-from kvmctl.model.sample import GuestSample, HostSample
+from kvmctl.model.sample import GuestSample
 
 
 def host(tsc_hz: int | None = None) -> HostSample:

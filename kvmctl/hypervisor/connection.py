@@ -1,12 +1,10 @@
 """One connection to one hypervisor."""
 
 import os
-import socket
 import threading
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import libvirt
 
@@ -34,8 +32,11 @@ class Hypervisor:
     @property
     def local(self) -> bool:
         """Whether this machine's /proc and /sys are the hypervisor's own."""
+        from socket import gethostname
+        from urllib.parse import urlsplit
+
         parts = urlsplit(self.uri)
-        if parts.scheme == "test" or (parts.hostname and parts.hostname not in ("localhost", socket.gethostname())):
+        if parts.scheme == "test" or (parts.hostname and parts.hostname not in ("localhost", gethostname())):
             return False
         return "+ssh" not in parts.scheme and "+tcp" not in parts.scheme and "+tls" not in parts.scheme
 
@@ -91,7 +92,7 @@ def _run_events() -> None:
 def _open(uri: str) -> Any:
     hint = f"kvmctl -c {argument(uri)} host doctor says which part is missing"
     try:
-        connection = libvirt.open(uri) if "ssh" in urlsplit(uri).scheme else _open_in_time(uri, hint)
+        connection = libvirt.open(uri) if "ssh" in uri.partition("://")[0] else _open_in_time(uri, hint)
         _keep_alive(connection)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit
 
 from kvmctl.model.errors import UsageError
 from kvmctl.model.wording import quoted
@@ -24,6 +23,10 @@ def given(uri: str | None) -> str | None:
 
 
 def _has_parts(uri: str) -> bool:
+    if uri.isascii() and not {"[", "]"} & set(uri):
+        return True  # nothing else is refused, and loading the parser takes longer than the rest
+    from urllib.parse import urlsplit
+
     try:
         urlsplit(uri)
     except ValueError:  # brackets that are not around an IPv6 address
@@ -38,5 +41,7 @@ def meant(uri: str | None) -> str:
 
 def is_local(uri: str) -> bool:
     """Whether a URI means a hypervisor of this machine; the test driver's is of none."""
+    from urllib.parse import urlsplit
+
     parts = urlsplit(uri)
     return parts.scheme != "test" and not parts.hostname

@@ -1,8 +1,7 @@
 """Every failure kvmctl reports, each with one exit code and a sentence about what to do next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 class KvmctlError(Exception):
@@ -68,8 +67,7 @@ EXIT_PENDING = 10
 """`diff` and `--dry-run`: changes are pending. Not an error, so not an exception."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(NamedTuple):
     """One fault in a guest file. `line` and `column` count from 1; 0 means the file as a whole."""
 
     file: str

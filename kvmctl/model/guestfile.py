@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from kvmctl.model.data import as_data
 from kvmctl.model.declaration import FileReader
 from kvmctl.model.errors import GuestFileError, Problem
-from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, Context, Field, get
+from kvmctl.model.fields import Context
 from kvmctl.model.nodes import MAX_PROBLEMS, EnoughError, Faults, NodeReader
 from kvmctl.model.spec import GuestFile, GuestSpec
 
@@ -66,54 +67,6 @@ def _project(readers: Sequence[FileReader]) -> str | None:
             sentence = f"the project {reader.project} is not {first}: the files of one run have one project"
             reader.nodes.report(*reader.project_place, sentence)
     return named[0].project if named else None
-
-
-_ORDER = (
-    "name", "description", "labels", "accelerator", "cpu", "memory", "boot", "disks", "nics", "cloud-init",
-    "console", "vnc", "agent", "rng", "autostart", "state",
-)  # fmt: skip
-
-
-def as_data(spec: GuestSpec) -> dict[str, Any]:
-    """What `spec` says, as the guest file writes it: plain values, in the file's order and with its spelling."""
-    data: dict[str, Any] = {"name": spec.name}
-    for key, field in FIELDS.items():
-        group, _, name = key.rpartition(".")
-        if get(spec, key) is not None and group not in ("console", "vnc"):
-            (data.setdefault(group, {}) if group else data)[name] = field.show(get(spec, key))
-    if spec.disks is not None:
-        data["disks"] = [_entry(disk, DISK) for disk in spec.disks]
-    if spec.nics is not None:
-        data["nics"] = [_entry(nic, NIC) for nic in spec.nics]
-    if spec.cloud_init is not None:
-        data["cloud-init"] = _entry(spec.cloud_init, CLOUD_INIT)
-    for group in ("console", "vnc"):
-        if getattr(spec, group) is not None:
-            data[group] = _switch(spec, group)
-    if spec.labels is not None:
-        data["labels"] = dict(spec.labels)
-    return {key: data[key] for key in _ORDER if key in data}
-
-
-def _entry(value: object, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The entry of a list, or the seed: what is said of it."""
-    data = {}
-    for key, field in fields.items():
-        one = getattr(value, key.replace("-", "_"))
-        if one not in (None, ()):
-            data[key] = list(one) if isinstance(one, tuple) else field.show(one)
-    return data
-
-
-def _switch(spec: GuestSpec, group: str) -> bool | dict[str, Any]:
-    """The console or the display: true or false where nothing else differs from what these mean."""
-    value = getattr(spec, group)
-    said = {
-        field.name: FIELDS[f"{group}.{field.name}"].show(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    }
-    return not said if set(said) <= {"enabled"} else said
 
 
 def dump(

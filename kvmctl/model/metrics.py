@@ -3,7 +3,8 @@ None is what is not known."""
 
 from dataclasses import dataclass, field
 
-from kvmctl.model.sample import GuestSample, KsmSample
+from kvmctl.model.host_sample import KsmSample
+from kvmctl.model.sample import GuestSample
 
 OFF = ("stopped", "crashed")
 """States in which a guest has no process, and counters, where there are any, mean nothing."""

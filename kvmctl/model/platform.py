@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kvmctl.model.spec import Accelerator
+from kvmctl.model.spec import ACCELERATORS, Accelerator
 from kvmctl.model.wording import nearest, quoted
 
 Firmware = Literal["bios", "uefi"]
-ACCELERATORS: dict[str, Accelerator] = {"kvm": "kvm", "qemu": "tcg"}
-"""libvirt's `<domain type=…>`, and kvmctl's word for that accelerator."""
 CPU_MODES = ("host-passthrough", "host-model", "maximum")
 """The CPU models that are modes of libvirt's rather than models of QEMU's."""
 _FAMILIES = {"q35": "pc-q35-", "pc": "pc-i440fx-"}

@@ -14,6 +14,8 @@ MAX_SHARES = 1_000_000
 UNLIMITED = math.inf
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+ACCELERATORS: dict[str, Accelerator] = {"kvm": "kvm", "qemu": "tcg"}
+"""libvirt's `<domain type=…>`, and kvmctl's word for that accelerator."""
 State = Literal["running", "paused", "stopped"]
 
 

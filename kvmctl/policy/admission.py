@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.model.units import MIB, format_cores
 from kvmctl.policy.memory import host_reserve
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.policy.waterfill import Claim, water_level, waterfill
 
 Bound = Literal["shares", "reservation", "limit", "vcpus"]

@@ -3,7 +3,8 @@ Documentation/admin-guide/mm/ksm.rst."""
 
 from collections.abc import Collection, Iterator, Sequence
 
-from kvmctl.model.sample import GuestSample, KsmSample
+from kvmctl.model.host_sample import KsmSample
+from kvmctl.model.sample import GuestSample
 from kvmctl.model.units import human_size
 
 PAGE = 4096

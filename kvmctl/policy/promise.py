@@ -1,6 +1,6 @@
 """What a guest file promises a guest, as the numbers that decisions are made from."""
 
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.model.spec import UNLIMITED, GuestSpec, cpu_shares, memory_shares
 
 

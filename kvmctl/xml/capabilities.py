@@ -3,7 +3,8 @@
 from xml.etree.ElementTree import Element
 
 from kvmctl.model.errors import UsageError
-from kvmctl.model.platform import ACCELERATORS, CPU_MODES, Firmware, Platform
+from kvmctl.model.platform import CPU_MODES, Firmware, Platform
+from kvmctl.model.spec import ACCELERATORS
 from kvmctl.xml import tree
 
 

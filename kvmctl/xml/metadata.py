@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from kvmctl.model.sample import Promise
 from kvmctl.model.spec import MAX_SHARES, CloudInitSpec, GuestSpec, Level, cpu_shares, memory_shares
 from kvmctl.model.units import format_size, parse_cores, parse_size
 from kvmctl.xml import resources, tree
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
+
+    from kvmctl.model.promise import Promise
 
 NAMESPACE = "urn:kvmctl:guest:1"
 PREFIX = "kvmctl"
@@ -147,6 +148,8 @@ def promise(domain_xml: str, vcpus: int | None = None) -> Promise:
     `vcpus` is how many the guest has now, where that differs from its definition. Memory shares count by the
     definition's size: a running guest's own XML has the balloon's instead. Raises UsageError.
     """
+    from kvmctl.model.promise import Promise
+
     root = tree.read(domain_xml)
     said = of(root)
     cpu, memory = resources.cpu(root, said), resources.memory(root, said)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from xml.etree.ElementTree import Element
 
-from kvmctl.model.platform import ACCELERATORS
-from kvmctl.model.spec import BootSpec, DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.spec import ACCELERATORS, BootSpec, DiskSpec, GuestSpec, NicSpec
 from kvmctl.xml import devices, metadata, resources, tree
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.unexpressed import unexpressed

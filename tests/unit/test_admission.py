@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy.admission import admit_cpu, admit_memory
 from kvmctl.policy.memory import host_reserve

@@ -6,8 +6,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvmctl.model.data import as_data
 from kvmctl.model.errors import GuestFileError
-from kvmctl.model.guestfile import as_data, dump
+from kvmctl.model.guestfile import dump
 from kvmctl.model.spec import (
     BootSpec,
     CloudInitSpec,

@@ -8,8 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvmctl.host import metrics
 from kvmctl.host.prometheus import exposition
+from kvmctl.model.host_sample import KsmSample, ProcessSample
 from kvmctl.model.metrics import Flow, GuestReading, HostReading, Pressure, guest_rates, host_rates
-from kvmctl.model.sample import BalloonSample, GuestSample, KsmSample, ProcessSample
+from kvmctl.model.sample import BalloonSample, GuestSample
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.model.sample import Promise
+from kvmctl.model.promise import Promise
 from kvmctl.policy.cpu import LEAST_WEIGHT, MOST_WEIGHT, CpuClaim, Entitlement, entitlements, falls_short
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.model.sample import BalloonSample, GuestSample, KsmSample, Promise
+from kvmctl.model.host_sample import KsmSample
+from kvmctl.model.promise import Promise
+from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy.ksm import explain, pass_seconds, profit, saved
 from kvmctl.policy.memory import is_fresh, overcommit_ratio, used

@@ -1,0 +1,68 @@
+"""What was observed of the host and by it, as `kvmctl.model.sample` of a guest."""
+
+from dataclasses import dataclass, field
+
+from kvmctl.model.sample import GuestSample
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSample:
+    """What the host's kernel says of one guest's QEMU process and cgroup."""
+
+    pid: int
+    weight: int | None = None
+    """As in the kernel's file: `cpu.shares` on cgroup v1, `cpu.weight` on v2."""
+    quota: float | None = None
+    """The whole guest's quota in cores; infinity is none."""
+    rss: int | None = None
+    swapped: int | None = None
+    ksm_merging_pages: int | None = None
+    ksm_process_profit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KsmSample:
+    """/sys/kernel/mm/ksm, with the kernel's names. None where this kernel has no such file."""
+
+    run: int
+    pages_to_scan: int
+    sleep_millisecs: int
+    merge_across_nodes: int | None
+    full_scans: int
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    general_profit: int | None
+    use_zero_pages: int | None
+    ksm_zero_pages: int | None
+    smart_scan: int | None
+    advisor_mode: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """The host at one moment."""
+
+    cpus: int
+    base_mhz: float | None
+    memory_total: int
+    memory_available: int
+    swap_total: int
+    swap_free: int
+    cgroup_version: int
+    """1, 2, or 0 where there is none."""
+    ksm: KsmSample | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything one decision is made from. `taken` is monotonic nanoseconds, `clock` seconds since the epoch."""
+
+    uri: str
+    taken: int
+    clock: float
+    guests: tuple[GuestSample, ...]
+    host: HostSample | None = None
+    """None where the hypervisor is not on this machine."""
+    notes: tuple[str, ...] = field(default=())

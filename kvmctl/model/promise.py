@@ -1,0 +1,19 @@
+"""What a guest was promised."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a guest was promised, from its definition. Shares are numbers here, never levels."""
+
+    cpu_shares: int
+    cpu_limit: float
+    """Cores; infinity is none."""
+    cpu_reservation: float
+    memory_shares: int
+    memory_reservation: int
+    sharing: bool
+    swap: bool
+    project: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
