@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if options.command == "clean":
             clean.clean(options.all)
             return 0
-        machine = setup.prepare()
+        machine = setup.prepare(tests=options.command == "test")
         if options.command == "demo":
             demo.run(machine)
             return 0

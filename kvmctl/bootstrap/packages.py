@@ -23,14 +23,20 @@ _BUILD = ("libvirt-dev", "pkg-config", "gcc", "libc6-dev")
 """libvirt's Python binding comes as source."""
 _INTERPRETER = ("python3-venv", "python3-dev")
 """What Debian splits off from its own interpreter; any other interpreter brings it along."""
+_TESTS = ("cron",)
+"""What only tests need: `rebalance install --cron` is tried with a real daemon."""
 _INIT_SCRIPTS = "libvirt-daemon-system-sysv"
 
 _APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2")
 
 
-def missing() -> list[str]:
-    """What has to be installed, for the interpreter that runs now. Raises KvmctlError where this is no Debian."""
-    found = lacking(_HYPERVISOR + _BUILD + (_INTERPRETER if sys.base_prefix == "/usr" else ()))
+def missing(tests: bool = False) -> list[str]:
+    """What has to be installed, for the interpreter that runs now, and for the `tests` too.
+
+    Raises KvmctlError where this is no Debian.
+    """
+    interpreter = _INTERPRETER if sys.base_prefix == "/usr" else ()
+    found = lacking(_HYPERVISOR + _BUILD + interpreter + (_TESTS if tests else ()))
     if "libvirt-daemon-system" in found and lacking(["systemd-sysv"]):
         # Left to itself, apt would make systemd the init system of a machine that has another, or none.
         found.append(_INIT_SCRIPTS)
