@@ -154,10 +154,11 @@ def kvmctl(state: Path, tmp_path: Path) -> Kvmctl:
 
 
 def environment(state: Path, run: Path) -> dict[str, str]:
-    """An environment in which kvmctl keeps its state and locks to itself."""
+    """An environment in which kvmctl keeps its state and locks to itself, and has no policy but its own."""
     kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
     root = str(Path(__file__).parent.parent)
-    return kept | {"KVMCTL_STATE_DIR": str(state), "KVMCTL_RUN_DIR": str(run), "PYTHONPATH": root}
+    own = {"KVMCTL_STATE_DIR": str(state), "KVMCTL_RUN_DIR": str(run), "KVMCTL_HOST_FILE": str(state / "host.yaml")}
+    return kept | own | {"PYTHONPATH": root}
 
 
 @pytest.fixture

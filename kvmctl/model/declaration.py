@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvmctl.model.document import MapNode, Node, TextNode, read_document
+from kvmctl.model.document import EMPTY, MapNode, Node, TextNode, read_document
 from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, LABEL, LABEL_KEY, NAME, NIC, PROJECT, Field, put
 from kvmctl.model.nodes import NodeReader, Place
 from kvmctl.model.rules import check
@@ -57,7 +57,9 @@ class FileReader:
     def read(self, data: bytes) -> None:
         """Read the file's content into `declared` and `project`, reporting every fault."""
         root = read_document(data, self.nodes.report)
-        if root is None:
+        if root is EMPTY:
+            self.nodes.report(0, 0, "the file is empty: it needs at least `guests:`")
+        if root is None or root is EMPTY:
             return
         top = self.nodes.mapping(root, "a guest file", "guests: [{name: web1}]")
         if top is None:

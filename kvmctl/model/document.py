@@ -1,8 +1,8 @@
 """A YAML document as plain nodes that know where they stand.
 
-Only what a guest file needs: text, lists and mappings, with anchors, aliases and merge keys. The nodes are
-built from the parser's events, which come one by one, so that nothing that a file holds can exhaust the stack
-or the memory before it is refused.
+Only what the files that people write for kvmctl need: text, lists and mappings, with anchors, aliases and merge
+keys. The nodes are built from the parser's events, which come one by one, so that nothing that a file holds can
+exhaust the stack or the memory before it is refused.
 """
 
 import re
@@ -28,6 +28,7 @@ MAX_DEPTH = 20
 MAX_NODES = 100_000
 """Texts, lists and mappings of one file, with every alias counted as what it stands for."""
 
+_TOO_DEEP = f"this is nested more than {MAX_DEPTH} deep"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FORBIDDEN = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -66,6 +67,8 @@ class MapNode:
 
 
 Node = TextNode | ListNode | MapNode
+EMPTY = TextNode("", True, 0, 0)
+"""What a file without any document holds."""
 Report = Callable[[int, int, str], None]
 """Takes one fault: line, column (0 where it is of the file as a whole) and a sentence."""
 
@@ -114,7 +117,7 @@ def read_document(data: bytes, report: Report) -> Node | None:
 
 def _decoded(data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise _DocumentError(0, 0, f"the file is larger than {MAX_BYTES // MIB}MiB, which no guest file is")
+        raise _DocumentError(0, 0, f"the file is larger than {MAX_BYTES // MIB}MiB, and more is not read")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -123,7 +126,7 @@ def _decoded(data: bytes) -> str:
     found = _FORBIDDEN.search(text)
     if found:
         line, column = _position(text[: found.start()])
-        raise _DocumentError(line, column, f"the control character U+{ord(found[0]):04X} cannot stand in a guest file")
+        raise _DocumentError(line, column, f"the control character U+{ord(found[0]):04X} cannot stand in YAML")
     return text
 
 
@@ -138,6 +141,9 @@ def _sentence(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
     at = text.split("\n")[mark.line : mark.line + 1]
     if at and at[0][mark.column : mark.column + 1] == "\t":
         return mark.line + 1, mark.column + 1, "this is not YAML: a tab stands where only spaces may"
+    if "nesting depth" in (error.problem or ""):
+        # libyaml from 0.2.6 on has a bound of its own, which its reading ahead meets before ours.
+        return mark.line + 1, mark.column + 1, _TOO_DEEP
     return mark.line + 1, mark.column + 1, f"this is not YAML: {error.problem}"
 
 
@@ -155,20 +161,18 @@ class _Composer:
             if isinstance(event, DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise _fault(event, "a second document begins here: a guest file is one document")
+                    raise _fault(event, "a second document begins here: the file has to be one")
             elif isinstance(event, CollectionStartEvent):
                 self._start(event)
             elif isinstance(event, (ScalarEvent, AliasEvent, CollectionEndEvent)):
                 root = self._close(event)
-        if root is None:
-            raise _DocumentError(0, 0, "the file is empty: it needs at least `guests:`")
-        return root.node
+        return EMPTY if root is None else root.node
 
     def _start(self, event: CollectionStartEvent) -> None:
         self._check_tag(event)
         self._open.append(_Open(event))
         if len(self._open) > MAX_DEPTH:
-            raise _fault(event, f"this is nested more than {MAX_DEPTH} deep")
+            raise _fault(event, _TOO_DEEP)
 
     def _close(self, event: ScalarEvent | AliasEvent | CollectionEndEvent) -> _Built:
         """Put the node that `event` completes into the one that is open, if any, and return it."""
@@ -197,9 +201,7 @@ class _Composer:
 
     def _check_tag(self, event: CollectionStartEvent | ScalarEvent) -> None:
         if event.tag is not None:
-            self._report(
-                *_place(event), f"the tag {quoted(event.tag)} is not allowed: a guest file has plain values only"
-            )
+            self._report(*_place(event), f"the tag {quoted(event.tag)} is not allowed: only plain values are")
 
     def _count(self, event: Event, nodes: int) -> None:
         self._nodes += nodes

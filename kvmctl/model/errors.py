@@ -68,7 +68,7 @@ EXIT_PENDING = 10
 
 
 class Problem(NamedTuple):
-    """One fault in a guest file. `line` and `column` count from 1; 0 means the file as a whole."""
+    """One fault in a file that people write. `line` and `column` count from 1; 0 means the file as a whole."""
 
     file: str
     line: int
@@ -79,8 +79,8 @@ class Problem(NamedTuple):
         return f"{self.file}:{self.line}:{self.column}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
-class GuestFileError(UsageError):
-    """A guest file cannot be used; `problems` holds every fault found, in file order."""
+class FileError(UsageError):
+    """A file that people write cannot be used; `problems` holds every fault found, in file order."""
 
     def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
         self.problems = tuple(problems)

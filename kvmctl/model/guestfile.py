@@ -10,32 +10,23 @@ import yaml
 
 from kvmctl.model.data import as_data
 from kvmctl.model.declaration import FileReader
-from kvmctl.model.errors import GuestFileError, Problem
 from kvmctl.model.fields import Context
-from kvmctl.model.nodes import MAX_PROBLEMS, EnoughError, Faults, NodeReader
+from kvmctl.model.nodes import Faults, NodeReader
 from kvmctl.model.spec import GuestFile, GuestSpec
-
-_HINT = "nothing was done: correct this and run the command again"
 
 
 def load(sources: Sequence[tuple[str, bytes]], context: Context) -> GuestFile:
     """Read guest files, each given as its name and its content.
 
-    Raises GuestFileError with every fault in all of them, in the order of the files.
+    Raises FileError with every fault in all of them, in the order of the files.
     """
     faults = Faults()
     readers = [FileReader(NodeReader(index, name, context, faults)) for index, (name, _) in enumerate(sources)]
-    try:
+    with faults.raised(sources[-1][0] if sources else ""):
         for reader, (_, data) in zip(readers, sources, strict=True):
             reader.read(data)
         _check_across(readers)
         project = _project(readers)
-    except EnoughError:
-        more = Problem(sources[-1][0], 0, 0, f"there are more than the {MAX_PROBLEMS} faults listed")
-        raise GuestFileError([*faults.in_order(), more], _HINT) from None
-    problems = faults.in_order()
-    if problems:
-        raise GuestFileError(problems, _HINT)
     specs = (declared.spec for reader in readers for declared in reader.declared)
     return GuestFile(tuple(dataclasses.replace(spec, project=project) for spec in specs), project)
 

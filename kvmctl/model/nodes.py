@@ -1,14 +1,17 @@
-"""Taking the nodes of a guest file for what they should be, and reporting where they are not."""
+"""Taking the nodes of a file for what they should be, and reporting where they are not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from kvmctl.model.document import ListNode, MapNode, Node, TextNode
-from kvmctl.model.errors import Problem
+from kvmctl.model.errors import FileError, Problem
 from kvmctl.model.fields import Context, Field
 from kvmctl.model.wording import nearest, quoted
 
 MAX_PROBLEMS = 100
-"""Faults that are listed; what has more is no guest file."""
+"""Faults that are listed; what has more is some other file."""
+
+_HINT = "nothing was done: correct this and run the command again"
 
 Place = tuple[int, int]
 """Line and column, from 1."""
@@ -33,6 +36,17 @@ class Faults:
     def in_order(self) -> list[Problem]:
         """Every fault, by file, line and column."""
         return [problem for _, problem in sorted(self._found.items())]
+
+    @contextmanager
+    def raised(self, last: str) -> Iterator[None]:
+        """Raise FileError with every fault that reading in this block has found; `last` is the last file's name."""
+        try:
+            yield
+        except EnoughError:
+            more = Problem(last, 0, 0, f"there are more than the {MAX_PROBLEMS} faults listed")
+            raise FileError([*self.in_order(), more], _HINT) from None
+        if self._found:
+            raise FileError(self.in_order(), _HINT)
 
 
 class NodeReader:

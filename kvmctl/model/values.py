@@ -1,4 +1,4 @@
-"""Single values as people write them in a guest file or on the command line.
+"""Single values as people write them in a file or on the command line.
 
 Every function takes the text and returns the value, or raises ValueError with a sentence that says what
 was written and what would be right. What passes here can be stored in XML and used as an argument.
@@ -16,6 +16,8 @@ MAX_CPUS = 4096
 """vCPUs of one guest, and cores of a limit: as many as QEMU's largest machine type takes."""
 LEAST_LIMIT = 0.01
 """Cores. The kernel takes no CPU quota below 1 ms, and a period is 100 ms."""
+LEAST_RESERVE = 0.01
+"""Cores. What competes with all guests gets about this much of one core at the ends of the kernel's weight range."""
 LEAST_MEMORY = 16 * units.MIB
 MAX_TEXT = 8192
 """Bytes of a description or a kernel command line."""
@@ -92,10 +94,21 @@ def reservation(text: str, base_mhz: float | None) -> float:
     return _cores(text, base_mhz)
 
 
+def host_reserve(text: str, base_mhz: float | None) -> float:
+    """Read what a host keeps for itself, in cores, to a thousandth of one."""
+    cores = _cores(text, base_mhz)
+    if cores < LEAST_RESERVE:
+        raise ValueError(
+            f"{quoted(text)} is too little for a host, which always has work of its own: the least is "
+            f"{LEAST_RESERVE} cores"
+        )
+    return cores
+
+
 def _cores(text: str, base_mhz: float | None) -> float:
     exact = units.parse_cores(text, base_mhz)
     if exact > MAX_CPUS:
-        raise ValueError(f"{quoted(text)} is more CPU than any guest can have: the most is {MAX_CPUS} cores")
+        raise ValueError(f"{quoted(text)} is more CPU than any guest or host has: the most is {MAX_CPUS} cores")
     cores = round(exact, 3)
     if exact and not cores:
         raise ValueError(f"{quoted(text)} is too little CPU: the least amount is 0.001 cores")

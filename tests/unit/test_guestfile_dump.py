@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmctl.model.data import as_data
-from kvmctl.model.errors import GuestFileError
+from kvmctl.model.errors import FileError
 from kvmctl.model.guestfile import dump
 from kvmctl.model.spec import (
     BootSpec,
@@ -168,10 +168,10 @@ def test_any_description_survives(text: str) -> None:
 
 
 def only_guest_file_errors(data: bytes) -> None:
-    refused: GuestFileError | None = None
+    refused: FileError | None = None
     try:
         file = read(data)
-    except GuestFileError as error:
+    except FileError as error:
         refused = error
     if refused is None:
         assert read(dump(file.guests, file.project)) == file

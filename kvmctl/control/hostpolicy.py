@@ -1,0 +1,72 @@
+"""The policy of this machine, for the hypervisors that run on it. Those of other machines have their own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmctl.model.errors import UsageError
+from kvmctl.model.hostpolicy import HostPolicy
+
+FILE = Path("/etc/kvmctl/host.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The policy, and the file that says it; where there is no such file, the policy is the default."""
+
+    policy: HostPolicy
+    path: Path
+    exists: bool
+
+
+def host_policy() -> HostPolicy:
+    """This machine's policy. Raises UsageError where its file cannot be read, or holds what it should not."""
+    return find().policy
+
+
+def find() -> Found:
+    """This machine's policy, and where it is from: KVMCTL_HOST_FILE, else /etc/kvmctl/host.yaml. Raises as
+    `host_policy`."""
+    path = Path(os.environ.get("KVMCTL_HOST_FILE") or FILE)
+    descriptor = _open(path)
+    if descriptor is None:
+        return Found(HostPolicy(), path, exists=False)
+    # These load YAML, which a host without the file does not pay for.
+    from kvmctl.host.cpu import base_mhz
+    from kvmctl.model.document import MAX_BYTES
+    from kvmctl.model.fields import Context
+    from kvmctl.model.hostfile import load
+
+    try:
+        data = _read(path, descriptor, MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    return Found(load(str(path), data, Context(base_mhz())), path, exists=True)
+
+
+def _open(path: Path) -> int | None:
+    """A file descriptor; None where there is no such file."""
+    try:
+        # A pipe without a writer would be waited for without end.
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+
+
+def _read(path: Path, descriptor: int, most: int) -> bytes:
+    kind = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
+        raise _unreadable(path, "it is not a file")
+    try:
+        return os.read(descriptor, most)
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+
+
+def _unreadable(path: Path, reason: str | None) -> UsageError:
+    return UsageError(f"cannot read the host's policy {path}: {reason}", f"look at it: ls -ld {path}")

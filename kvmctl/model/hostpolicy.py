@@ -1,0 +1,50 @@
+"""What the host's policy file says, with the defaults of what it leaves out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Care = Literal["manage", "leave"]
+Correction = Literal["auto", "weights", "off"]
+Foreign = Literal["correct", "respect"]
+
+LEAST_CPU_RESERVE = 0.1
+"""Cores that a host keeps where its policy says nothing, however few cores it has."""
+CPU_RESERVE_PART = 0.02
+"""The part of all cores that it keeps where that is more."""
+MOST_CPU_RESERVE_PART = 0.5
+"""The part of all cores that it keeps at most, whatever its policy says."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPolicy:
+    """How the guests' CPU promises are kept."""
+
+    reserve: float | None = None
+    """Cores kept for the host itself; None is the default for its size."""
+    parent: Care = "manage"
+    """Whether kvmctl sets the weight of the control group that all guests are in."""
+    threads: Care = "manage"
+    """Whether emulator and I/O threads are kept from eating a vCPU's part."""
+    correct: Correction = "auto"
+    """How measured drift is corrected."""
+    foreign: Foreign = "correct"
+    """What is done with a weight that somebody else has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """One host's policy, by what it is about."""
+
+    cpu: CpuPolicy = CpuPolicy()
+
+
+def cpu_reserve(policy: HostPolicy, cpus: int) -> float:
+    """Cores that a host of `cpus` cores keeps for itself: never more than half of them."""
+    default = max(LEAST_CPU_RESERVE, CPU_RESERVE_PART * cpus)
+    wanted = default if policy.cpu.reserve is None else policy.cpu.reserve
+    return min(wanted, MOST_CPU_RESERVE_PART * cpus)
+
+
+def capacity(policy: HostPolicy, cpus: int) -> float:
+    """Cores that the guests of a host of `cpus` cores may use together."""
+    return cpus - cpu_reserve(policy, cpus)
