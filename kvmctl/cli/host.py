@@ -34,7 +34,7 @@ def host() -> None:
 @host.command(short_help="What the host is: processor, memory, versions, pools.")
 @pass_app
 def show(app: App) -> None:
-    """Show what the host is: virtualization, CPU, memory, control groups, versions, guests, pools.
+    """Show what the host is: virtualization, CPU, memory, control groups, policy, versions, guests, pools.
 
     \b
     Example:

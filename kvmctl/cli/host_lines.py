@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kvmctl.cli.output import Column, one_line, table
+from kvmctl.model.hostpolicy import CpuPolicy
 from kvmctl.model.units import format_cores, human_size
 
 Document = Mapping[str, Any]
@@ -52,6 +53,7 @@ def facts_lines(found: Document) -> Iterator[str]:
     yield from _cpu(found["cpu"]) if found["cpu"] else ()
     yield from _memory(found["memory"]) if found["memory"] else ()
     yield from _cgroup(found["cgroup"]) if found["cgroup"] else ()
+    yield from _policy(found["policy"]) if found["policy"] else ()
     yield from _guests(found["guests"]) if found["guests"] else ()
     yield from _places(found)
 
@@ -118,6 +120,19 @@ def _cgroup(found: Document) -> Iterator[str]:
         return
     used, kernel = ("..".join(map(str, found[key])) for key in ("weight_range", "kernel_weight_range"))
     yield _line("cgroup", f"v{found['version']}", f"weights {used} (the kernel takes {kernel})")
+
+
+def _policy(found: Document) -> Iterator[str]:
+    cpu, usual = found["cpu"], CpuPolicy()
+    kept, left = cpu["kept_for_host"], cpu["capacity"]
+    part = (
+        f"{format_cores(kept)} of {format_cores(kept + left)} cores kept for the host, {format_cores(left)} for guests"
+    )
+    if cpu["reserve"] is not None and cpu["reserve"] > kept:
+        part += f" ({format_cores(cpu['reserve'])} is more than half)"
+    keys = ("parent", "threads", "correct", "foreign")
+    unusual = ", ".join(f"{key} {cpu[key]}" for key in keys if cpu[key] != getattr(usual, key))
+    yield _line("policy", found["file"] or "defaults", part, unusual)
 
 
 def _guests(found: Document) -> Iterator[str]:

@@ -11,10 +11,12 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from kvmctl import __version__
+from kvmctl.control import hostpolicy
 from kvmctl.host import accelerator, cgroup, cpu, ksm, memory, virtualization
 from kvmctl.hypervisor import capabilities, domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
+from kvmctl.model.hostpolicy import capacity, cpu_reserve
 from kvmctl.model.metrics import OFF
 from kvmctl.model.promise import Promise
 from kvmctl.model.sample import GuestSample
@@ -27,9 +29,10 @@ Number = TypeVar("Number", int, float)
 
 def facts(hypervisor: Hypervisor | None) -> dict[str, Any]:
     """The document. Without a hypervisor it holds this machine alone; where the hypervisor is elsewhere,
-    what only that machine's kernel knows is None."""
+    what only that machine's kernel knows is None. Raises UsageError for a policy file that cannot be used."""
     local = hypervisor is None or hypervisor.local
     node = host.node(hypervisor) if hypervisor else None
+    policy = hostpolicy.find() if local else None
     return {
         "uri": hypervisor.uri if hypervisor else None,
         "local": local,
@@ -39,6 +42,7 @@ def facts(hypervisor: Hypervisor | None) -> dict[str, Any]:
         "cpu": _cpu(hypervisor) if local else node and _remote_cpu(node),
         "memory": _memory() if local else node and _remote_memory(node),
         "cgroup": _cgroup() if local else None,
+        "policy": _policy(policy) if policy else None,
         "guests": _guests(hypervisor) if hypervisor else None,
         "pools": [asdict(pool) for pool in host.pools(hypervisor) or ()] if hypervisor else None,
         "networks": [asdict(network) for network in host.networks(hypervisor) or ()] if hypervisor else None,
@@ -129,6 +133,18 @@ def _cgroup() -> dict[str, Any]:
         "version": version,
         "weight_range": list(cgroup.WEIGHT_RANGE) if version else None,
         "kernel_weight_range": list(cgroup.KERNEL_WEIGHT_RANGE[version]) if version else None,
+    }
+
+
+def _policy(found: hostpolicy.Found) -> dict[str, Any]:
+    cpus = cpu.read().online
+    return {
+        "file": str(found.path) if found.exists else None,
+        "cpu": {
+            **asdict(found.policy.cpu),
+            "kept_for_host": cpu_reserve(found.policy, cpus),
+            "capacity": capacity(found.policy, cpus),
+        },
     }
 
 
