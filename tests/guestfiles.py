@@ -30,7 +30,8 @@ guests:
       The first,
         and the best.
     labels: {role: web, env: prod}
-    cpu: {count: 2, max: 4, shares: 2000, limit: 150%, reservation: 1000MHz, pin: [0-1, 3]}
+    cpu: {count: 2, max: 4, shares: 2000, limit: 150%, reservation: 1000MHz, pin: [0-1, 3],
+          emulator-pin: 0-1}
     memory: {size: 1GiB, max: 2GiB, reservation: 512MiB, shares: high, swap: no, hugepages: off}
     accelerator: auto
     boot: {kernel: /boot/vmlinuz, initrd: /boot/initrd, cmdline: "console=ttyS0", order: [disk, network],
@@ -53,6 +54,7 @@ guests:
     agent: true
     rng: on
     autostart: yes
+    rebalance: no
     state: paused
   - name: web2
     console: false
@@ -63,7 +65,16 @@ WEB1 = GuestSpec(
     name="web1",
     description="The first,\n  and the best.\n",
     labels=(("env", "prod"), ("role", "web")),
-    cpu=CpuSpec(count=2, max=4, shares=2000, limit=1.5, reservation=0.5, pin="0-1,3", model="host-passthrough"),
+    cpu=CpuSpec(
+        count=2,
+        max=4,
+        shares=2000,
+        limit=1.5,
+        reservation=0.5,
+        pin="0-1,3",
+        emulator_pin="0-1",
+        model="host-passthrough",
+    ),
     memory=MemorySpec(GIB, 2 * GIB, 512 * MIB, "high", sharing=True, swap=False, hugepages=0),
     accelerator="auto",
     boot=BootSpec(
@@ -90,6 +101,7 @@ WEB1 = GuestSpec(
     agent=True,
     rng=True,
     autostart=True,
+    rebalance=False,
     state="paused",
     project="shop",
 )

@@ -63,6 +63,7 @@ def cpu_specs(draw: st.DrawFn) -> CpuSpec:
         limit=limit,
         reservation=draw(maybe(st.integers(0, int(most * 1000)).map(lambda thousandths: thousandths / 1000))),
         pin=draw(maybe(st.just("") | cpusets.map(format_cpuset))),
+        emulator_pin=draw(maybe(st.just("") | cpusets.map(format_cpuset))),
         model=draw(maybe(st.sampled_from(["host-passthrough", "host-model", "maximum", "qemu64", "EPYC-Rome"]))),
     )
 
@@ -172,6 +173,7 @@ def guest_specs(draw: st.DrawFn, names: st.SearchStrategy[str] = guest_names) ->
         rng=draw(maybe(st.booleans())),
         autostart=draw(maybe(st.booleans())),
         description=draw(maybe(prose)),
+        rebalance=draw(maybe(st.booleans())),
         labels=draw(maybe(labels.map(lambda said: tuple(sorted(said.items()))))),
         state=draw(maybe(st.sampled_from(["running", "paused", "stopped"]))),
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kvmctl.model.wording import quoted
 
@@ -9,6 +10,14 @@ MAX_ID = 4095
 """The highest CPU number that is accepted; Linux itself is built for at most 8192."""
 
 _PART = re.compile(r"(\^?)([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class HostCpus:
+    """The CPUs that a host has, by number, and those of them that are on-line."""
+
+    present: frozenset[int]
+    online: frozenset[int]
 
 
 def parse_cpuset(text: str) -> frozenset[int]:

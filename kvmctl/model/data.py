@@ -9,7 +9,7 @@ from kvmctl.model.spec import GuestSpec
 
 _ORDER = (
     "name", "description", "labels", "accelerator", "cpu", "memory", "boot", "disks", "nics", "cloud-init",
-    "console", "vnc", "agent", "rng", "autostart", "state",
+    "console", "vnc", "agent", "rng", "autostart", "rebalance", "state",
 )  # fmt: skip
 
 

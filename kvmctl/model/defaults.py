@@ -63,6 +63,7 @@ def _filled(spec: GuestSpec, platform: Platform) -> GuestSpec:
         agent=spec.agent is not False,
         rng=platform.rng is not False if spec.rng is None else spec.rng,
         autostart=bool(spec.autostart),
+        rebalance=False if spec.rebalance is False else None,
         description=spec.description or None,
         labels=tuple(sorted(spec.labels or ())),
         project=spec.project or None,
@@ -98,6 +99,7 @@ def _cpu(cpu: CpuSpec, platform: Platform) -> CpuSpec:
         limit=UNLIMITED if cpu.limit is None else cpu.limit,
         reservation=cpu.reservation or 0.0,
         pin=cpu.pin or "",
+        emulator_pin=cpu.emulator_pin or "",
         model=cpu.model or platform.default_cpu_model,
     )
 

@@ -19,11 +19,17 @@ from kvmctl.model.units import format_size
 from kvmctl.model.wording import nearest, quoted
 
 
+def _unheard(text: str, cores: float) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What reading a value depends on besides its text. `base_mhz` is the host's base clock, if known."""
 
     base_mhz: float | None = None
+    converted: Callable[[str, float], None] = _unheard
+    """Told of each amount that is said in MHz or GHz: its text, and the cores that it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,13 @@ def _field(
 
 
 def _cores(key: str, parse: Callable[[str, float | None], float], help_text: str) -> Field:
-    return Field(key, lambda text, context: parse(text, context.base_mhz), _show_cores, help_text)
+    def read(text: str, context: Context) -> float:
+        cores = parse(text, context.base_mhz)
+        if text.endswith("Hz"):
+            context.converted(text, cores)
+        return cores
+
+    return Field(key, read, _show_cores, help_text)
 
 
 def _table(*fields: Field) -> Mapping[str, Field]:
@@ -97,6 +109,9 @@ FIELDS: Mapping[str, Field] = _table(
     _cores("cpu.limit", values.limit, "most CPU it may use: 1.5, 150%, 2.4GHz or unlimited"),
     _cores("cpu.reservation", values.reservation, "CPU it is guaranteed: 0.5, 50%, 1200MHz"),
     _field("cpu.pin", values.cpus, "host CPUs it may run on: 0-3,8, or none", _show_pin, listed=True),
+    _field(
+        "cpu.emulator-pin", values.cpus, "host CPUs that its QEMU's other threads may run on", _show_pin, listed=True
+    ),
     _field("cpu.model", values.word("a CPU model"), "host-passthrough, host-model, maximum or a model's name"),
     _field("memory.size", values.memory, "memory the guest has now: 1GiB", _show_size),
     _field("memory.max", values.memory, "memory that its balloon can give back up to", _show_size),
@@ -120,6 +135,7 @@ FIELDS: Mapping[str, Field] = _table(
     _field("agent", values.boolean, "whether it has a channel for the guest agent"),
     _field("rng", values.boolean, "whether it has a random number generator"),
     _field("autostart", values.boolean, "whether it starts with the host"),
+    _field("rebalance", values.boolean, "whether kvmctl rebalance may move its CPU weight"),
     _field("state", values.choice("running", "paused", "stopped"), "what apply brings a new guest to"),
 )
 
@@ -169,7 +185,11 @@ def get(spec: GuestSpec, key: str) -> object:
         return dict(spec.labels or ()).get(key.removeprefix(_LABELS))
     group, _, name = key.rpartition(".")
     owner = getattr(spec, group) if group else spec
-    return None if owner is None else getattr(owner, name)
+    return None if owner is None else getattr(owner, _attribute(name))
+
+
+def _attribute(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def put(spec: GuestSpec, key: str, value: object) -> GuestSpec:
@@ -180,7 +200,7 @@ def put(spec: GuestSpec, key: str, value: object) -> GuestSpec:
     owner = getattr(spec, group) if group else spec
     if owner is None and value is None:
         return spec
-    inner = _replaced(_GROUPS[group]() if owner is None else owner, name, value)
+    inner = _replaced(_GROUPS[group]() if owner is None else owner, _attribute(name), value)
     changed: GuestSpec = dataclasses.replace(spec, **{group: inner}) if group else inner
     return changed
 

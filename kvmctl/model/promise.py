@@ -17,3 +17,5 @@ class Promise:
     swap: bool
     project: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    rebalance: bool = True
+    """Whether the tick may move the guest's weight."""

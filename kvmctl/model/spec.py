@@ -30,6 +30,8 @@ class CpuSpec:
     reservation: float | None = None
     pin: str | None = None
     """A cpuset such as `0-3,8` in canonical form; the empty string is no pinning."""
+    emulator_pin: str | None = None
+    """Likewise, for what QEMU does beside running vCPUs; the empty string leaves that to `pin`."""
     model: str | None = None
     """`host-passthrough`, `host-model`, `maximum`, or a model that libvirt knows by name."""
 
@@ -152,6 +154,8 @@ class GuestSpec:
     description: str | None = None
     labels: tuple[tuple[str, str], ...] | None = None
     """Sorted by key."""
+    rebalance: bool | None = None
+    """Whether the tick may move the guest's weight. Only the opt-out is stored: a definition says False or nothing."""
     project: str | None = None
     """The `project:` of the file that declares this guest."""
     state: State | None = None

@@ -11,11 +11,11 @@ from kvmctl.model.change import Change, How
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
 
 LIVE = frozenset({
-    "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "memory.size", "memory.reservation",
-    "memory.shares", "memory.swap", "autostart", "description",
+    "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "cpu.emulator-pin", "memory.size",
+    "memory.reservation", "memory.shares", "memory.swap", "autostart", "rebalance", "description",
 })  # fmt: skip
 """Fields that a running guest takes at once; the rest is stored for its next start."""
-FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin")
+FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin", "cpu.emulator-pin")
 """Live fields whose running value is compared as well: somebody may have changed it with virsh. The balloon
 is not among them, since moving it is the controller's business, and neither is the weight."""
 NOT_COMPARED = frozenset({"state"})
@@ -63,6 +63,8 @@ def _same(key: str, wanted: object, now: object) -> bool:
         return now == wanted or now.startswith({"q35": "pc-q35-", "pc": "pc-i440fx-"}.get(wanted, "\0"))
     if key == "accelerator" and wanted == "auto":
         return now is not None
+    if key == "rebalance":
+        return (wanted is False) == (now is False)
     if key in ("description", "boot.cmdline"):
         return (wanted or None) == (now or None)
     if isinstance(wanted, float) and isinstance(now, float):

@@ -17,4 +17,5 @@ def promise_of(spec: GuestSpec) -> Promise:
         swap=memory.swap is not False,
         project=spec.project,
         labels=spec.labels or (),
+        rebalance=spec.rebalance is not False,
     )

@@ -59,6 +59,8 @@ def _metadata(desired: GuestSpec, now: GuestSpec, said: Metadata) -> Metadata:
         said = replace(said, memory_shares=metadata.stored_memory_shares(memory.shares))
     if memory.swap is not None and edit_resources.hugepages_after(desired, now) == 0:
         said = replace(said, swap=memory.swap)
+    if desired.rebalance is not None:
+        said = replace(said, rebalance=desired.rebalance)
     if desired.labels is not None:
         said = replace(said, labels=desired.labels)
     if desired.project is not None:

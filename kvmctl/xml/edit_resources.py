@@ -22,6 +22,7 @@ def edit(root: _Element, desired: GuestSpec, now: GuestSpec) -> None:
     _vcpus(root, desired, now)
     _shares(root, desired, now)
     _limit(root, desired, now)
+    _emulator_pin(root, desired, now)
     _sizes(root, desired, now)
     _pages(root, desired, now)
 
@@ -79,6 +80,18 @@ def _limit(root: _Element, desired: GuestSpec, now: GuestSpec) -> None:
     most = quota(desired.cpu.limit)
     dom.say(tune, "global_period", str(PERIOD) if most else None)
     dom.say(tune, "global_quota", str(most) if most else None)
+    dom.prune(root, "cputune")
+
+
+def _emulator_pin(root: _Element, desired: GuestSpec, now: GuestSpec) -> None:
+    wanted = desired.cpu.emulator_pin
+    if wanted is None or wanted == now.cpu.emulator_pin:
+        return
+    tune = dom.child(root, "cputune")
+    if wanted:
+        dom.child(tune, "emulatorpin").set("cpuset", wanted)
+    else:
+        dom.drop(tune, "emulatorpin")
     dom.prune(root, "cputune")
 
 

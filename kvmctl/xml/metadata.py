@@ -1,6 +1,6 @@
 """What libvirt has no place for: one element of ours in the domain's `<metadata>`.
 
-    <kvmctl:guest xmlns:kvmctl="urn:kvmctl:guest:1" project="lab">
+    <kvmctl:guest xmlns:kvmctl="urn:kvmctl:guest:1" project="lab" rebalance="no">
       <kvmctl:cpu shares="normal" reservation="0.5"/>
       <kvmctl:memory reservation="512MiB" shares="high" swap="no"/>
       <kvmctl:boot iso="sda"/>
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 NAMESPACE = "urn:kvmctl:guest:1"
 PREFIX = "kvmctl"
-FIELDS = frozenset({"cpu.shares", "cpu.reservation", "memory.reservation", "memory.shares", "memory.swap", "project"})
+FIELDS = frozenset(
+    {"cpu.shares", "cpu.reservation", "memory.reservation", "memory.shares", "memory.swap", "rebalance", "project"}
+)
 """Keys of the fields that are stored here, labels aside; `cpu.shares` in part."""
 INDENTED = 2
 """How deep in a definition the element stands."""
@@ -52,6 +54,7 @@ class Metadata:
     swap: bool = True
     iso: str | None = None
     """The target of the drive that `boot.iso` is in."""
+    rebalance: bool = True
     project: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     cloud_init: CloudInitSpec | None = None
@@ -77,6 +80,7 @@ def of(root: Element) -> Metadata:
         memory_shares=reader.get("memory", "shares", _parse_shares, None),
         swap=reader.get("memory", "swap", _parse_bool, True),
         iso=reader.get("boot", "iso", str, None),
+        rebalance=reader.get("", "rebalance", _parse_bool, True),
         project=guest.get("project") or None,
         labels=_labels(guest),
         cloud_init=_cloud_init(guest),
@@ -92,14 +96,14 @@ class _Reader:
         self.notes: list[str] = []
 
     def get(self, child: str, name: str, parse: Callable[[str], Value], otherwise: Value) -> Value:
-        element = self.guest.find(_tag(child))
+        element = self.guest.find(_tag(child)) if child else self.guest
         text = None if element is None else element.get(name)
         if text is None:
             return otherwise
         try:
             return parse(text)
         except ValueError as error:
-            self.notes.append(f"metadata: {child} {name} is not readable: {error}")
+            self.notes.append(f"metadata: {f'{child} {name}'.strip()} is not readable: {error}")
             return otherwise
 
 
@@ -148,9 +152,13 @@ def promise(domain_xml: str, vcpus: int | None = None) -> Promise:
     `vcpus` is how many the guest has now, where that differs from its definition. Memory shares count by the
     definition's size: a running guest's own XML has the balloon's instead. Raises UsageError.
     """
+    return promise_in(tree.read(domain_xml), vcpus)
+
+
+def promise_in(root: Element, vcpus: int | None = None) -> Promise:
+    """As `promise`, of a definition that is read already."""
     from kvmctl.model.promise import Promise
 
-    root = tree.read(domain_xml)
     said = of(root)
     cpu, memory = resources.cpu(root, said), resources.memory(root, said)
     count = vcpus or cpu.count or 1
@@ -164,6 +172,7 @@ def promise(domain_xml: str, vcpus: int | None = None) -> Promise:
         swap=memory.swap is True,
         project=said.project,
         labels=said.labels,
+        rebalance=said.rebalance,
     )
 
 
@@ -176,6 +185,7 @@ def of_spec(spec: GuestSpec, iso: str | None) -> Metadata:
         memory_shares=stored_memory_shares(spec.memory.shares),
         swap=spec.memory.swap is not False or bool(spec.memory.hugepages),
         iso=iso,
+        rebalance=spec.rebalance is not False,
         project=spec.project,
         labels=spec.labels or (),
         cloud_init=spec.cloud_init,
@@ -227,6 +237,7 @@ def is_anything(guest: _Element) -> bool:
 def put(guest: _Element, said: Metadata) -> None:
     """Make the element say exactly `said`, beside what it has that this version does not know."""
     _set(guest, "project", said.project)
+    _set(guest, "rebalance", None if said.rebalance else "no")
     reservation = f"{said.cpu_reservation:.6f}".rstrip("0").rstrip(".") if said.cpu_reservation else None
     _set_child(guest, "cpu", shares=_text(said.cpu_shares), reservation=reservation)
     _set_child(

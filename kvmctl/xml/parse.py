@@ -60,6 +60,7 @@ def spec_of(root: Element, said: Metadata) -> GuestSpec:
         rng=any(map(devices.is_rng, root.iterfind("devices/rng"))),
         description=tree.text(root, "description"),
         labels=said.labels,
+        rebalance=None if said.rebalance else False,
         project=said.project,
     )
 

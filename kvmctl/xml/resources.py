@@ -40,7 +40,7 @@ def quota(limit: float | None) -> int | None:
 
 def cpu(root: Element, said: Metadata) -> CpuSpec:
     """The `cpu` part of a guest's spec."""
-    vcpu = root.find("vcpu")
+    vcpu, emulator = root.find("vcpu"), root.find("cputune/emulatorpin")
     most = max((tree.number(vcpu.text) if vcpu is not None else None) or 1, 1)
     count = max((tree.number(vcpu.get("current")) if vcpu is not None else None) or most, 1)
     return CpuSpec(
@@ -49,7 +49,8 @@ def cpu(root: Element, said: Metadata) -> CpuSpec:
         shares=_shares(root, said, min(count, most)),
         limit=_limit(root),
         reservation=said.cpu_reservation,
-        pin=_pin(vcpu.get("cpuset") if vcpu is not None else None),
+        pin=_pin(vcpu),
+        emulator_pin=_pin(emulator),
         model=_model(root),
     )
 
@@ -82,11 +83,23 @@ def ceiling(root: Element, limit: float | None, vcpus: int) -> float:
     return min(UNLIMITED if limit is None else limit, _cores(root, "quota", "period") * vcpus)
 
 
-def _pin(cpuset: str | None) -> str:
+def _pin(element: Element | None) -> str:
+    cpuset = None if element is None else element.get("cpuset")
     try:
         return format_cpuset(parse_cpuset(cpuset)) if cpuset else ""
     except ValueError:
         return cpuset or ""
+
+
+def allowed(root: Element) -> frozenset[int]:
+    """The host's CPUs that a guest's vCPUs may use together; none are all. A vCPU of its own pinning has that."""
+    vcpu, own = root.find("vcpu"), root.findall("cputune/vcpupin")
+    count = (tree.number(vcpu.text) if vcpu is not None else None) or 1
+    texts = [_pin(element) for element in own] + ([] if len(own) >= count else [_pin(vcpu)])
+    try:
+        return frozenset[int]() if "" in texts else frozenset().union(*map(parse_cpuset, texts))
+    except ValueError:
+        return frozenset()
 
 
 def _model(root: Element) -> str | None:

@@ -25,7 +25,7 @@ _SAID = frozenset({"name", "uuid", "description", "metadata", "memory", "current
 _USUAL = {"on_poweroff": ("destroy",), "on_reboot": ("restart",), "on_crash": ("destroy", "restart")}
 _SECTIONS: dict[str, Known] = {
     "vcpu": _known("@placement=static", "@cpuset", "@current"),
-    "cputune": _known("shares", "global_period", "global_quota"),
+    "cputune": _known("shares", "global_period", "global_quota", "emulatorpin", "emulatorpin@cpuset"),
     "memoryBacking": _known(
         "nosharepages", "hugepages", "hugepages/page", "hugepages/page@size", "hugepages/page@unit"
     ),

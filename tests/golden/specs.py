@@ -43,10 +43,11 @@ SPECS: dict[str, GuestSpec] = {
         GuestSpec("least-kvm", accelerator="kvm"),
         GuestSpec(
             "promises",
-            cpu=CpuSpec(count=2, max=4, shares=2000, limit=1.5, reservation=0.5, pin="0-1"),
+            cpu=CpuSpec(count=2, max=4, shares=2000, limit=1.5, reservation=0.5, pin="0-1", emulator_pin="0"),
             memory=MemorySpec(size=512 * MIB, max=GIB, reservation=256 * MIB, shares="high", sharing=False, swap=False),
             project="shop",
             labels=(("env", "prod"), ("role", "web & <db>")),
+            rebalance=False,
             description="</description><devices/>\n  'second' \"line\" & last",
         ),
         GuestSpec("shares-beyond", cpu=CpuSpec(shares=300_000), memory=MemorySpec(shares=1)),

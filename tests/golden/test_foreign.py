@@ -41,13 +41,14 @@ QEMU = [path for path in FOREIGN if "type='lxc'" not in path.read_text() and "ty
 WISHES = {
     "promises": GuestSpec(
         "",
-        cpu=CpuSpec(shares=50_000, limit=0.5, reservation=0.25, pin="1"),
+        cpu=CpuSpec(shares=50_000, limit=0.5, reservation=0.25, pin="1", emulator_pin="0"),
         memory=MemorySpec(size=128 * MIB, reservation=64 * MIB, shares="low"),
         labels=(("role", "<web>"),),
         project="shop",
+        rebalance=False,
         description="changed & <kept>",
     ),
-    "lifted": GuestSpec("", cpu=CpuSpec(limit=UNLIMITED, pin="", shares="high"), description=""),
+    "lifted": GuestSpec("", cpu=CpuSpec(limit=UNLIMITED, pin="", emulator_pin="", shares="high"), description=""),
     "devices": GuestSpec(
         "",
         disks=(DiskSpec(path="/srv/new.qcow2"), DiskSpec(path="/srv/scsi.raw", bus="scsi")),
@@ -109,7 +110,7 @@ def inexpressible(xml: str) -> Counter[str]:
 
 
 def _beyond(root: ElementTree.Element, path: str) -> list[ElementTree.Element]:
-    said = {"shares", "global_quota", "global_period", "hugepages", "nosharepages", "model", "topology"}
+    said = {"shares", "global_quota", "global_period", "emulatorpin", "hugepages", "nosharepages", "model", "topology"}
     return [child for child in root.iterfind(f"{path}/*") if child.tag not in said]
 
 

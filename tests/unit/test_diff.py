@@ -41,6 +41,8 @@ def test_a_definition_is_what_it_says() -> None:
     ("desired", "field", "how"),
     [
         (GuestSpec("web1", cpu=CpuSpec(limit=1.0)), "cpu.limit", "live"),
+        (GuestSpec("web1", cpu=CpuSpec(emulator_pin="1")), "cpu.emulator-pin", "live"),
+        (GuestSpec("web1", rebalance=False), "rebalance", "live"),
         (GuestSpec("web1", cpu=CpuSpec(max=8)), "cpu.max", "restart"),
         (GuestSpec("web1", memory=MemorySpec(reservation=MIB)), "memory.reservation", "live"),
         (GuestSpec("web1", memory=MemorySpec(sharing=False)), "memory.sharing", "restart"),
@@ -71,6 +73,21 @@ def test_q35_is_any_version_of_it() -> None:
 def test_a_limit_that_virsh_changed_on_the_running_guest_is_seen() -> None:
     live = replace(NOW, cpu=replace(NOW.cpu, limit=0.2))
     assert changed(GuestSpec("web1", cpu=CpuSpec(limit=1.5)), live) == {"cpu.limit": "live"}
+
+
+def test_an_emulator_that_virsh_pinned_elsewhere_is_seen() -> None:
+    current = replace(NOW, cpu=replace(NOW.cpu, emulator_pin="0"))
+    live = replace(NOW, cpu=replace(NOW.cpu, emulator_pin="1"))
+    found = diff(GuestSpec("web1", cpu=CpuSpec(emulator_pin="0")), current, live)
+    assert [(change.field, change.old, change.new) for change in found] == [("cpu.emulator-pin", "1", "0")]
+
+
+def test_a_guest_that_says_nothing_of_rebalancing_takes_part() -> None:
+    assert changed(GuestSpec("web1", rebalance=True)) == {}
+    out = replace(NOW, rebalance=False)
+    found = diff(GuestSpec("web1", rebalance=True), out, out)
+    assert [(change.old, change.new, change.how) for change in found] == [(False, True, "live")]
+    assert diff(GuestSpec("web1", rebalance=False), out, out) == ()
 
 
 def test_a_quota_is_only_as_fine_as_the_kernel_is() -> None:

@@ -46,6 +46,9 @@ WEB = GuestSpec("web1")
         ("cpu.pin", "3,0-1", "0-1,3", "0-1,3"),
         ("cpu.pin", "none", "", "none"),
         ("cpu.pin", "", "", "none"),
+        ("cpu.emulator-pin", "3,0-1", "0-1,3", "0-1,3"),
+        ("cpu.emulator-pin", "none", "", "none"),
+        ("rebalance", "off", False, False),
         ("cpu.model", "host-passthrough", "host-passthrough", "host-passthrough"),
         ("memory.size", "1GiB", GIB, "1GiB"),
         ("memory.size", "1GB", 954 * MIB, "954MiB"),
@@ -97,6 +100,9 @@ def test_values(key: str, text: str, value: object, shown: object) -> None:
         ("cpu.reservation", "0.0001", "at least 0.001|least amount is 0.001"),
         ("cpu.reservation", "unlimited", "not an amount of CPU"),
         ("cpu.pin", "3-1", "backwards"),
+        ("cpu.emulator-pin", "a", "not a set of CPUs"),
+        ("cpu.emulator_pin", "1", "did you mean cpu.emulator-pin"),
+        ("rebalance", "never", "not true or false"),
         ("cpu.model", "a b", "letters, digits"),
         ("memory.size", "1.5G", "whole number"),
         ("memory.size", "4Gi", "unknown unit"),
@@ -385,3 +391,17 @@ def test_any_text_is_read_or_refused(key: str, text: str) -> None:
         return
     again = FIELDS[key].show(value)
     assert parse(key, ",".join(again) if isinstance(again, list) else str(again), HOST) == value
+
+
+def test_what_is_said_by_clock_is_told() -> None:
+    told: dict[str, float] = {}
+    said = Context(base_mhz=2596.0, converted=told.__setitem__)
+    assignments = {"cpu.limit": "2400MHz", "cpu.reservation": "0.5", "memory.size": "1GiB"}
+    spec = set_fields(WEB, assignments, said)
+    assert told == {"2400MHz": 0.924}
+    assert (spec.cpu.limit, spec.cpu.reservation) == (0.924, 0.5)
+    set_fields(WEB, {"cpu.limit": "1.5 GHz"}, said)
+    assert told["1.5 GHz"] == 0.578
+    with pytest.raises(UsageError, match="base clock is unknown"):
+        set_fields(WEB, {"cpu.limit": "2.4GHz"}, Context(converted=told.__setitem__))
+    assert len(told) == 2

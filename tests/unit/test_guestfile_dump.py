@@ -38,6 +38,7 @@ WEB1_DATA = {
         "limit": 1.5,
         "reservation": 0.5,
         "pin": "0-1,3",
+        "emulator-pin": "0-1",
         "model": "host-passthrough",
     },
     "memory": {
@@ -86,6 +87,7 @@ WEB1_DATA = {
     "agent": True,
     "rng": True,
     "autostart": True,
+    "rebalance": False,
     "state": "paused",
 }
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 
 def test_a_guest_that_says_nothing() -> None:
     full = fill(GuestSpec("web1"), TCG)
-    assert full.cpu == CpuSpec(1, 1, "normal", float("inf"), 0.0, "", "maximum")
+    assert full.cpu == CpuSpec(1, 1, "normal", float("inf"), 0.0, "", "", "maximum")
     assert full.memory == MemorySpec(GIB, GIB, 0, "normal", True, True, 0)
     assert full.boot == BootSpec(order=("disk",), firmware="bios", machine="pc-q35-7.2")
     assert (full.accelerator, full.agent, full.rng, full.autostart, full.state) == ("tcg", True, True, False, "running")

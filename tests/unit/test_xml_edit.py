@@ -73,6 +73,17 @@ def guest(**said: Any) -> GuestSpec:
             ["<global_period>100000</global_period>", "<global_quota>150000</global_quota>"],
             [],
         ),
+        (guest(cpu=CpuSpec(emulator_pin="0")), [], ['<emulatorpin cpuset="0"/>']),
+        (
+            guest(rebalance=False),
+            [],
+            [
+                "<metadata>",
+                '<kvmctl:guest xmlns:kvmctl="urn:kvmctl:guest:1" rebalance="no"/>',
+                "</metadata>",
+            ],
+        ),
+        (guest(rebalance=True), [], []),
         (
             guest(cpu=CpuSpec(count=4, pin="")),
             ['<vcpu placement="static" cpuset="0-1" current="2">4</vcpu>'],
@@ -127,12 +138,12 @@ def test_only_what_is_said_changes(wish: GuestSpec, out: list[str], into: list[s
 
 def test_an_edit_can_be_undone() -> None:
     wish = guest(
-        cpu=CpuSpec(limit=UNLIMITED, reservation=0.5), memory=MemorySpec(sharing=False, swap=False), description="d",
-        labels=(("a", "b"),), project="p",
+        cpu=CpuSpec(limit=UNLIMITED, reservation=0.5, emulator_pin="1"), description="d", rebalance=False,
+        memory=MemorySpec(sharing=False, swap=False), labels=(("a", "b"),), project="p",
     )  # fmt: skip
     back = guest(
-        cpu=CpuSpec(limit=1.5, reservation=0.0), memory=MemorySpec(sharing=True, swap=True), description="", labels=(),
-        project="",
+        cpu=CpuSpec(limit=1.5, reservation=0.0, emulator_pin=""), description="", rebalance=True,
+        memory=MemorySpec(sharing=True, swap=True), labels=(), project="",
     )  # fmt: skip
     assert edit(edit(XML, wish, TCG), back, TCG).replace('"', "'") == XML.replace('"', "'")
 

@@ -18,6 +18,7 @@ from kvmctl.model.platform import Platform
 from kvmctl.model.rules import check
 from kvmctl.model.spec import ConsoleSpec, DiskSpec, GuestSpec, NicSpec, VncSpec
 from kvmctl.policy.diff import diff, overlay
+from kvmctl.policy.promise import promise_of
 from kvmctl.xml import metadata
 from kvmctl.xml.edit import edit
 from kvmctl.xml.parse import parse
@@ -107,6 +108,8 @@ def test_the_promise_is_the_same_from_the_spec_and_from_the_xml(spec: GuestSpec)
     assert promise.memory_reservation == full.memory.reservation
     assert (promise.sharing, promise.swap) == (full.memory.sharing, full.memory.swap)
     assert promise.labels == full.labels
+    assert promise.rebalance is (full.rebalance is not False)
+    assert replace(promise_of(full), cpu_limit=promise.cpu_limit) == promise
     level = {"low": 500, "normal": 1000, "high": 2000}.get(str(full.cpu.shares))
     assert promise.cpu_shares == (level * (full.cpu.count or 1) if level else full.cpu.shares)
 

@@ -21,6 +21,7 @@ SAID = GuestSpec(
     "web1",
     cpu=CpuSpec(shares=20_000, reservation=0.5),
     memory=MemorySpec(reservation=512 * MIB, shares="low", swap=False),
+    rebalance=False,
     project="shop",
     labels=(("env", "prod"), ("role", "a \"b\" <c> & 'd'")),
     cloud_init=CloudInitSpec(hostname="web1", ssh_keys=("/k1", "/k2"), seed="/srv/seed.iso", digest="ab"),
@@ -40,6 +41,7 @@ def test_everything_comes_back() -> None:
         memory_reservation=512 * MIB,
         memory_shares="low",
         swap=False,
+        rebalance=False,
         project="shop",
         labels=SAID.labels or (),
         cloud_init=SAID.cloud_init,
@@ -61,6 +63,7 @@ def test_a_domain_without_any_has_the_defaults() -> None:
         ("><k:memory reservation='512'/>", "memory reservation"),
         ("><k:memory shares='enormous'/>", "memory shares"),
         ("><k:memory swap='maybe'/>", "memory swap"),
+        (" rebalance='maybe'>", "rebalance"),
     ],
 )
 def test_what_cannot_be_read_is_a_note_and_unsaid(guest: str, word: str) -> None:
@@ -105,6 +108,16 @@ def test_shares_that_libvirt_cannot_say(shares: int | str, vcpus: int, written: 
     assert parse(text).spec.cpu.shares == shares
 
 
+def test_only_the_opt_out_of_rebalancing_is_stored() -> None:
+    said = render(fill(GuestSpec("web1", rebalance=True), TCG), TCG)
+    assert "rebalance" not in said
+    assert parse(said).spec.rebalance is None
+    out = edit(said, GuestSpec("web1", rebalance=False), TCG)
+    assert parse(out).spec.rebalance is False
+    assert metadata.promise(out).rebalance is False
+    assert metadata.promise(said).rebalance is True
+
+
 def test_virsh_has_the_last_word_on_shares() -> None:
     text = render(fill(GuestSpec("web1", cpu=CpuSpec(shares=20_000)), TCG), TCG)
     changed = text.replace("<shares>10000</shares>", "<shares>512</shares>")
@@ -128,7 +141,7 @@ def test_a_promise_resolves_levels() -> None:
 def test_a_promise_of_a_foreign_guest() -> None:
     promise = metadata.promise(domain("<memory unit='MiB'>512</memory><vcpu>4</vcpu>"))
     assert (promise.cpu_shares, promise.cpu_limit, promise.memory_shares) == (4000, math.inf, 5120)
-    assert (promise.sharing, promise.swap) == (True, True)
+    assert (promise.sharing, promise.swap, promise.rebalance) == (True, True, True)
 
 
 def test_a_quota_for_each_vcpu_is_a_limit_too() -> None:
@@ -142,7 +155,7 @@ def test_what_set_metadata_takes_has_no_namespace() -> None:
     bare = metadata.extract(render(fill(SAID, TCG), TCG)) or ""
     assert "xmlns" not in bare
     assert "kvmctl" not in bare
-    assert bare.startswith('<guest project="shop">')
+    assert bare.startswith('<guest project="shop" rebalance="no">')
     qualified = bare.replace("<guest", f"<guest xmlns='{metadata.NAMESPACE}'")
     again = f"<domain><metadata>{qualified}</metadata><cputune><shares>10000</shares></cputune></domain>"
     assert metadata.read(again) == metadata.read(render(fill(SAID, TCG), TCG))

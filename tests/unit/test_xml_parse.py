@@ -29,7 +29,7 @@ def domain(body: str = "", attributes: str = "type='qemu'") -> Parsed:
 def test_a_guest_with_everything() -> None:
     spec = foreign("by-hand").spec
     assert (spec.cpu.count, spec.cpu.max, spec.cpu.shares, spec.cpu.limit) == (2, 4, 3000, math.inf)
-    assert (spec.cpu.pin, spec.cpu.model) == ("0-1", "qemu64")
+    assert (spec.cpu.pin, spec.cpu.emulator_pin, spec.cpu.model) == ("0-1", "1", "qemu64")
     assert (spec.memory.size, spec.memory.max, spec.memory.hugepages) == (1536 * MIB, 2 * GIB, 2 * MIB)
     assert (spec.memory.sharing, spec.memory.swap) == (False, False)
     assert (spec.boot.firmware, spec.boot.machine, spec.boot.order) == ("uefi", "pc-q35-5.2", ("network", "disk"))
@@ -75,7 +75,6 @@ def test_what_it_cannot_say_is_named() -> None:
     text = "\n".join(named)
     for word in (
         "vcpupin vcpu=0",
-        "emulatorpin",
         "quota 50000",
         "topology sockets=2",
         "hyperv",
