@@ -7,34 +7,43 @@ from fractions import Fraction
 from typing import Literal
 
 from kvmctl.model.promise import Promise
-from kvmctl.policy.waterfill import Claim, water_level, waterfill
+from kvmctl.policy.waterfill import Claim, Portion, divide
+from kvmctl.policy.weights import notes, weights
 
-Bound = Literal["shares", "reservation", "limit", "vcpus"]
+Bound = Literal["shares", "reservation", "limit", "vcpus", "demand", "pinning"]
 
-LEAST_WEIGHT, MOST_WEIGHT = 2, 10_000
-"""What cgroup v1 (2..262144) and v2 (1..10000) both take, so that a guest may move between their hosts."""
-
-TOLERANCE = Fraction(1, 100)
-"""By which part whole numbers may miss the exact proportions before they count as missing them."""
+OFF = 0.1
+"""The part by which a short sample may be off."""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuClaim:
-    """One running guest: what it was promised, and the vCPUs it has now."""
+    """One running guest: what it was promised, and the vCPUs it has now.
+
+    `demand` is the cores that it wants at present; None is unknown, and counts as all that it can use. `cpus` are
+    the host's CPUs that its vCPUs may use together; none are all.
+    """
 
     name: str
     promise: Promise
     vcpus: int
+    demand: float | None = None
+    cpus: frozenset[int] = frozenset()
 
     @property
     def ceiling(self) -> float:
         """Cores that the guest can use at most."""
-        return min(self.promise.cpu_limit, self.vcpus)
+        return min(self.promise.cpu_limit, self.vcpus, len(self.cpus) or math.inf)
 
     @property
     def floor(self) -> float:
         """Cores that are reserved for the guest and that it can use."""
         return min(self.promise.cpu_reservation, self.ceiling)
+
+    @property
+    def wanted(self) -> float:
+        """Cores that the guest can use and wants."""
+        return self.ceiling if self.demand is None else min(self.ceiling, self.demand)
 
     @property
     def shares(self) -> int:
@@ -44,120 +53,113 @@ class CpuClaim:
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """`cores` is what the guest gets while every guest is hungry, `weight` what makes the kernel give it that,
-    `bound` what decides it. `note` says where the weight cannot express the entitlement."""
+    """`cores` is what the guest is to get at present, `bound` what decides that, `weight` what makes the kernel give
+    it. `hungry` is what it is sure of: its cores while every guest wants all it can use. `note` says where the
+    weight cannot express the entitlement."""
 
     name: str
     cores: float
+    hungry: float
     weight: int
     bound: Bound
     note: str = ""
 
 
-def entitlements(claims: Sequence[CpuClaim], capacity: float) -> tuple[Entitlement, ...]:
+def entitlements(
+    claims: Sequence[CpuClaim], capacity: float, cpus: frozenset[int] = frozenset()
+) -> tuple[Entitlement, ...]:
     """Divide `capacity` cores (more than 0) among the running guests; the result is in their order.
 
-    Weights proportional to entitlements e keep every reservation r for any subset A of hungry guests, because
-    e/Σ_A e >= e/Σ e >= r/capacity, and leave no core idle that somebody wants. So nothing has to watch the guests.
+    `cpus` are the host's CPUs, which have to be known where a guest may use some of them only.
+
+    What a guest does not want, of its reservation too, goes to those that want more, by shares. Weights proportional
+    to entitlements e keep every reservation r for any subset A of hungry guests, because e/Σ_A e >= e/Σ e >=
+    r/capacity, and leave no core idle that somebody wants. So nothing has to watch the guests: one that wants
+    little has the weight it would have if all were hungry, and any weight is raised until that holds for its
+    reservation. Weights count on each CPU by itself: those of guests that are pinned may need correction.
     """
-    plain = [Claim(claim.name, claim.shares, claim.floor, claim.ceiling) for claim in claims]
-    cores = waterfill(plain, capacity)
-    level = water_level(plain, capacity)
+    sure = divided(claims, capacity, cpus)
+    now = sure if all(claim.demand is None for claim in claims) else divided(claims, capacity, cpus, by_demand=True)
+    bounds = bounds_of(claims, now)
+    # Where nothing is scarce at present, nobody gains by other weights than those that are right when it is.
+    scarce = any(portion.level < math.inf for portion in now.values())
+    hungry = {name for name, what in bounds.items() if scarce and what != "demand"}
+    aimed = {claim.name: float((now if claim.name in hungry else sure)[claim.name].amount) for claim in claims}
+    sure_unit = _level(sure) or _mean(claims, sure)
+    unit = _level(now) or sure_unit
+    exact = {name: Fraction(cores) / (unit if name in hungry else sure_unit) for name, cores in aimed.items()}
     # Less a billionth, which floats may have added: equal guests that reserve everything get equal weights.
-    kept = {c.name: Fraction(min(c.floor, cores[c.name]) / capacity * (1 - 1e-9)) for c in claims}
-    found = weights(_exact_weights(plain, cores, level), kept)
-    notes = _notes(found, cores, kept)
+    kept = {c.name: Fraction(min(c.floor, float(sure[c.name].amount)) / capacity * (1 - 1e-9)) for c in claims}
+    found = weights(exact, kept)
+    said = notes(found, aimed, kept)
     return tuple(
-        Entitlement(claim.name, cores[claim.name], found[claim.name], _bound(claim, level), notes.get(claim.name, ""))
+        Entitlement(
+            name=claim.name,
+            cores=float(now[claim.name].amount),
+            hungry=float(sure[claim.name].amount),
+            weight=found[claim.name],
+            bound=bounds[claim.name],
+            note=said.get(claim.name, ""),
+        )
         for claim in claims
     )
 
 
-def _bound(claim: CpuClaim, level: Fraction | float) -> Bound:
-    wanted = level * claim.shares
-    if wanted < claim.floor:
+def _level(portions: Mapping[str, Portion]) -> Fraction | None:
+    """Cores that one share gets, so that the weight of an unbound guest is its shares. None where every guest is at
+    a bound."""
+    found = [portion.level for portion in portions.values() if isinstance(portion.level, Fraction)]
+    return max(found, default=None) or None
+
+
+def _mean(claims: Sequence[CpuClaim], portions: Mapping[str, Portion]) -> Fraction:
+    """Cores that one share gets on average, so that the weights add up to the shares."""
+    cores = sum((Fraction(float(portion.amount)) for portion in portions.values()), Fraction(0))
+    return cores / max(1, sum(claim.shares for claim in claims)) or Fraction(1)
+
+
+def divided(
+    claims: Sequence[CpuClaim], capacity: float, cpus: frozenset[int], by_demand: bool = False
+) -> dict[str, Portion]:
+    """What each guest gets while all are hungry, or, `by_demand`, while they want what they do now."""
+    ceilings = {claim.name: claim.wanted if by_demand else claim.ceiling for claim in claims}
+    plain = [
+        Claim(claim.name, claim.shares, min(claim.floor, ceilings[claim.name]), ceilings[claim.name], claim.cpus)
+        for claim in claims
+    ]
+    return divide(plain, capacity, cpus)
+
+
+def bounds_of(claims: Sequence[CpuClaim], portions: Mapping[str, Portion]) -> dict[str, Bound]:
+    """What decides that each guest gets its portion, and neither more nor less."""
+    top = max((portion.level for portion in portions.values()), default=math.inf)
+    return {claim.name: _bound(claim, portions[claim.name], top) for claim in claims}
+
+
+def _bound(claim: CpuClaim, portion: Portion, top: Fraction | float) -> Bound:
+    by_shares = portion.level * claim.shares
+    if portion.amount >= claim.wanted < claim.ceiling:
+        return "demand"
+    if by_shares < claim.floor:
         return "reservation"
-    if wanted > claim.ceiling:
-        return "limit" if claim.promise.cpu_limit < claim.vcpus else "vcpus"
-    return "shares"
+    if by_shares > claim.ceiling:
+        if claim.promise.cpu_limit < min(claim.vcpus, len(claim.cpus) or math.inf):
+            return "limit"
+        return "pinning" if claim.cpus and len(claim.cpus) < claim.vcpus else "vcpus"
+    return "pinning" if portion.level < top else "shares"
 
 
-def _exact_weights(claims: Sequence[Claim], cores: Mapping[str, float], level: Fraction | float) -> dict[str, Fraction]:
-    """Entitlements as multiples of what one share gets, so that the weight of an unbound guest is its shares.
-    Where every guest is at a bound, the weights add up to the shares instead."""
-    if not 0 < level < math.inf:
-        level = sum(map(Fraction, cores.values())) / max(1, sum(claim.shares for claim in claims))
-    return {claim.name: Fraction(cores[claim.name]) / (Fraction(level) or 1) for claim in claims}
-
-
-def weights(exact: Mapping[str, Fraction], kept: Mapping[str, Fraction]) -> dict[str, int]:
-    """Whole numbers in the kernel's range that are proportional to `exact`.
-
-    `kept` is the part of all CPU that each guest's reservation is: rounding takes nothing from it as long as the
-    reservations together leave anything over. The weights are `exact` rounded where that is precise enough, else
-    as fine as the range allows; an `exact` too small even for that becomes the least weight.
-    """
-    plain = _rounded(exact, kept)
-    if plain is not None and _is_close(plain, exact):
-        return plain
-    # The tolerance is room for what has to be rounded up.
-    scale = MOST_WEIGHT * (1 - TOLERANCE) / (max(exact.values()) or 1)
-    scaled = {name: value * scale for name, value in exact.items()}
-    finest = _rounded(scaled, kept)
-    return finest if finest is not None and max(finest.values()) <= MOST_WEIGHT else _nearest(scaled)
-
-
-def _is_close(found: Mapping[str, int], exact: Mapping[str, Fraction]) -> bool:
-    return all(
-        weight <= MOST_WEIGHT and abs(weight - exact[name]) <= exact[name] * TOLERANCE for name, weight in found.items()
-    )
-
-
-def _nearest(exact: Mapping[str, Fraction]) -> dict[str, int]:
-    return {name: max(LEAST_WEIGHT, round(value)) for name, value in exact.items()}
-
-
-def _rounded(exact: Mapping[str, Fraction], kept: Mapping[str, Fraction]) -> dict[str, int] | None:
-    """The nearest whole numbers, raised where a reservation would suffer; None where nothing is left to take from.
-
-    With R the reserved part of the guests to be raised, m their number and S the sum of all others' weights, a
-    total of T = (S + m)/(1 - R) has room for each of them to round its part of T up, since S + R·T + m = T.
-    """
-    found = _nearest(exact)
-    raised: set[str] = set()
-    while short := _short(found, kept):
-        raised |= short
-        left = 1 - sum(kept[name] for name in raised)
-        if left <= 0:
-            return None
-        room = (sum(weight for name, weight in found.items() if name not in raised) + len(raised)) / left
-        found.update({name: math.ceil(kept[name] * room) for name in raised})
-    return found
-
-
-def _short(found: Mapping[str, int], kept: Mapping[str, Fraction]) -> set[str]:
-    total = sum(found.values())
-    return {name for name, part in kept.items() if found[name] < part * total}
-
-
-def _notes(found: Mapping[str, int], cores: Mapping[str, float], kept: Mapping[str, Fraction]) -> dict[str, str]:
-    """What to say of the weights that cannot express what their guests are entitled to."""
-    notes: dict[str, str] = {}
-    divided, total = sum(cores.values()), sum(found.values())
-    for name, weight in found.items():
-        part = Fraction(weight, total)
-        if part < kept[name] * (1 - TOLERANCE):
-            notes[name] = f"weights up to {MOST_WEIGHT} keep {float(part / kept[name]):.0%} of its reservation"
-        elif weight == LEAST_WEIGHT and part * divided > cores[name] * (1 + TOLERANCE):
-            notes[name] = (
-                f"the least weight, {weight}, gives it {part * divided:.3g} instead of {cores[name]:.3g} cores"
-            )
-    return notes
+def demand(used: float | None, waited: float | None, ceiling: float) -> float | None:
+    """Cores that a guest wants, from what it used and waited for over the same time. None where that is unknown, or
+    so near to all it can use that a short sample cannot tell it from a guest that wants more."""
+    if used is None or waited is None or used + waited >= (1 - OFF) * ceiling:
+        return None
+    return used + waited
 
 
 def falls_short(reservation: float, used: float | None, waited: float | None) -> bool:
     """Whether a guest wanted its reservation and did not get it. Cores, measured over the same time; `waited` is
-    what its vCPUs spent runnable but not running. A tenth is what a short sample may be off."""
+    what its vCPUs spent runnable but not running."""
     if used is None or waited is None:
         return False
-    return used < 0.9 * reservation <= used + waited
+    return used < (1 - OFF) * reservation <= used + waited

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmctl.model.promise import Promise
-from kvmctl.policy.cpu import LEAST_WEIGHT, MOST_WEIGHT, CpuClaim, Entitlement, entitlements, falls_short
+from kvmctl.policy.cpu import CpuClaim, Entitlement, entitlements, falls_short
+from kvmctl.policy.weights import LEAST_WEIGHT, MOST_WEIGHT
 
 pytestmark = pytest.mark.unit
 
