@@ -33,5 +33,9 @@ class App:
             click.get_current_context().find_root().call_on_close(self._hypervisor.close)
         return self._hypervisor
 
+    def reconnect(self) -> None:
+        """Let `hypervisor` open another connection: the one there was is of no use any more."""
+        self._hypervisor = None
+
 
 pass_app = click.make_pass_decorator(App)

@@ -10,14 +10,24 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
-from kvmctl.cli.output import emit_document, emit_names, note, one_line, styled
+from kvmctl.cli.output import Column, emit, emit_document, emit_names, note, one_line, styled, warn
 from kvmctl.cli.partial import hypervisor_or_error
+from kvmctl.model.errors import EXIT_PENDING, PartialError
 
 if TYPE_CHECKING:
     from kvmctl.control.doctor.check import Check
     from kvmctl.control.metrics import Reading
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
+_RESTORED = (
+    Column("kind", "KIND"),
+    Column("name", "NAME"),
+    Column("old", "WAS", right=True),
+    Column("wanted", "BEFORE KVMCTL", right=True),
+    Column("found", "IS", right=True),
+    Column("result", "RESULT"),
+    Column("reason", "REASON"),
+)
 
 
 @click.group()
@@ -28,6 +38,7 @@ def host() -> None:
     Example:
       kvmctl host show
       kvmctl host doctor
+      kvmctl host restore --dry-run
     """
 
 
@@ -117,6 +128,32 @@ def _expose(reading: Reading, target: str) -> None:
         write_atomic(Path(target), text, mode=0o644)
 
 
+@host.command(short_help="Save what a tick sees, to plan from it anywhere.")
+@click.argument("file", type=click.Path(readable=False, dir_okay=False), metavar="FILE|-")
+@pass_app
+def snapshot(app: App, file: str) -> None:
+    """Save what a tick sees and remembers, as one JSON document: a bug report, and a test case.
+
+    It holds names, promises, counters and the host's policy, no contents of any guest.
+
+    \b
+    Example:
+      kvmctl host snapshot today.json
+      kvmctl rebalance --from today.json
+    """
+    from kvmctl.control.snapshot import Saved, dump
+    from kvmctl.control.tick import Controller
+    from kvmctl.host.files import write_atomic
+
+    controller = Controller(app.hypervisor())
+    text = dump(Saved(controller.observer.observe().snapshot, controller.memory, controller.policy))
+    if file == "-":
+        click.echo(text, nl=False)
+    else:
+        write_atomic(Path(file), text)
+        note(app, f"saved to {file}")
+
+
 @host.command(short_help="What is wrong, each with cause and next command.")
 @pass_app
 def doctor(app: App) -> int:
@@ -154,3 +191,35 @@ def _printed(check: Check) -> Check:
         if text:
             click.echo(" " * 10 + one_line(text))
     return check
+
+
+@host.command(short_help="Put back what kvmctl has changed on this machine.")
+@click.option("--dry-run", is_flag=True, help="Show what would be put back; exit 10 if anything would.")
+@click.option("--force", is_flag=True, help="Also put back what someone else has changed since kvmctl did.")
+@pass_app
+def restore(app: App, dry_run: bool, force: bool) -> int:
+    """Put back what kvmctl has changed on this machine since it was booted: weights of guests, of their threads and
+    of the group they are in, and KSM. What someone else has changed since is left as it is.
+
+    \b
+    Example:
+      kvmctl host restore --dry-run
+      kvmctl host restore
+    """
+    from kvmctl.control.restore import failed
+    from kvmctl.control.restore import restore as put_back
+
+    restored, notes = put_back(app.uri, force, dry_run)
+    keys = ("name", "kind", "old", "wanted", "found", "result", "reason")
+    rows = [{key: getattr(one, key) for key in keys} for one in restored]
+    if rows or app.output != "table":
+        emit(app, rows, _RESTORED)
+    else:
+        note(app, "nothing to put back")
+    for text in notes:
+        warn(text)
+    if refused := failed(restored):
+        raise PartialError(
+            f"{len(refused)} of {len(rows)} values could not be put back", "the reasons stand above; try again then"
+        )
+    return EXIT_PENDING if any(one.result == "pending" for one in restored) else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from dataclasses import replace
 from typing import Any
 
 from kvmctl.host.journal import Entry, Journal
@@ -10,15 +11,12 @@ from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
-from kvmctl.model.sample import GuestSample
+from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.policy.cpu import CpuClaim, Entitlement, entitlements
 from kvmctl.xml.metadata import promise
 
 KIND = "weight"
 """The kind of these entries in the journal. A key names one run of a guest, since each start sets the weight anew."""
-
-ACTIVE = ("running", "paused", "suspended", "stopping")
-"""States in which a guest may want the CPU without anybody being told first."""
 
 
 def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
@@ -29,11 +27,10 @@ def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
     """
     claimed = claims(domains.samples_with_domains(hypervisor))
     entitled = entitlements([claim for claim, _ in claimed], scheduler.host_cores(hypervisor)) if claimed else ()
-    runs = [f"{hypervisor.uri} {domain.ID()} {claim.name}" for claim, domain in claimed]
+    runs = [run_key(hypervisor, claim.name, domain.ID()) for claim, domain in claimed]
     journal = Journal()
     known = journal.entries(KIND)
-    if ended := [run for run in known if run.startswith(f"{hypervisor.uri} ") and run not in runs]:
-        journal.forget(KIND, *ended)
+    forget_ended(hypervisor, journal, set(runs))
     handles = [domain for _claim, domain in claimed]
     found = [_compare(domain, one) for domain, one in zip(handles, entitled, strict=True)]
     due = {run: one.change for run, one in zip(runs, found, strict=True) if one.result == "changed"}
@@ -43,6 +40,18 @@ def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
         _set(domain, outcome, known.get(run)) if run in due else outcome
         for domain, outcome, run in zip(handles, found, runs, strict=True)
     )
+
+
+def run_key(hypervisor: Hypervisor, guest: str, run: int | None) -> str:
+    """The journal's key for the weight of one run of a guest."""
+    return f"{hypervisor.uri} {run} {guest}"
+
+
+def forget_ended(hypervisor: Hypervisor, journal: Journal, runs: Set[str]) -> None:
+    """Drop from the journal what was changed of runs that have ended: nothing of it is left to undo."""
+    of_this = f"{hypervisor.uri} "
+    if ended := [run for run in journal.entries(KIND) if run.startswith(of_this) and run not in runs]:
+        journal.forget(KIND, *ended)
 
 
 def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, Any]]:
@@ -76,7 +85,16 @@ def _compare(domain: Any, entitled: Entitlement) -> Outcome:
 
 
 def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
-    change = due.change
+    done = set_weight(domain, due.change)
+    if done.result != "changed":
+        return done
+    old = due.change.old
+    foreign = f"kvmctl had set {known.new}, and somebody else {old}" if known and known.new != old else ""
+    return replace(done, reason="; ".join(filter(None, (foreign, due.reason))))
+
+
+def set_weight(domain: Any, change: Change) -> Outcome:
+    """Set the weight and read it back."""
     assert isinstance(change.new, int)
     try:
         scheduler.set_weight(domain, change.new)
@@ -85,8 +103,7 @@ def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
         return Outcome(change, "not applied", _why(error), change.old)
     if found != change.new:
         return Outcome(change, "not applied", f"the kernel has {found} after {change.new} was set", found)
-    foreign = f"kvmctl had set {known.new}, and somebody else {change.old}" if known and known.new != change.old else ""
-    return Outcome(change, "changed", "; ".join(filter(None, (foreign, due.reason))), found)
+    return Outcome(change, "changed", found=found)
 
 
 def _why(error: KvmctlError) -> str:

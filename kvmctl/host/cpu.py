@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from dataclasses import dataclass
@@ -56,6 +57,22 @@ def _ids(path: Path) -> tuple[int, ...]:
     """A kernel's list such as `0-3,8`; empty where the file is absent or empty."""
     text = (read_permitted(path) or "").strip()
     return tuple(sorted(parse_cpuset(text))) if text else ()
+
+
+def online(root: Path = _ROOT) -> frozenset[int]:
+    """The CPUs that run tasks."""
+    return frozenset(_ids(root / _CPUS / "online"))
+
+
+def busy(root: Path = _ROOT) -> int | None:
+    """Nanoseconds that all CPUs together have worked since boot, guests included; what a hypervisor below took
+    away is not work. None where the kernel does not tell."""
+    first = (read_permitted(root / "proc/stat") or "").partition("\n")[0].split()
+    if len(first) < 8 or first[0] != "cpu":
+        return None
+    # user, nice and system, then interrupts; guests' time is in user and nice.
+    ticks = sum(map(int, (*first[1:4], *first[6:8])))
+    return ticks * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
 
 
 def _topology(root: Path, cpu: int, name: str) -> int | None:

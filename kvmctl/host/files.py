@@ -94,6 +94,23 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     _sync_directory(path.parent)
 
 
+def append_bounded(path: Path, text: str, most: int) -> None:
+    """Append to a file that only its owner can read. Past `most` bytes it becomes `.old`, and a new one begins.
+
+    Raises KvmctlError.
+    """
+    try:
+        make_private_directory(path.parent)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(text.encode())
+            size = file.tell()
+        if size > most:
+            path.replace(path.with_suffix(".old"))
+    except OSError as error:
+        raise KvmctlError(f"cannot write {path}: {error.strerror}", _write_hint(error, path)) from error
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

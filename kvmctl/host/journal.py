@@ -52,6 +52,11 @@ class _Content:
     intents: dict[str, dict[str, Intent]] = field(default_factory=dict)
 
 
+def boot_id() -> str:
+    """What tells this boot of the machine from every other."""
+    return (read_permitted(_BOOT_ID) or "").strip()
+
+
 class Journal:
     """The journal of this host. Every method raises KvmctlError where the file cannot be read or written.
 
@@ -61,7 +66,7 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or state_directory() / "journal.json"
         self.notes: list[str] = []
-        self._boot = (read_permitted(_BOOT_ID) or "").strip()
+        self._boot = boot_id()
 
     def record(self, kind: str, key: str, old: Any, new: Any) -> None:
         """Note, before changing it, that `key` goes from `old` to `new` (values JSON can hold).

@@ -24,7 +24,14 @@ def host(tsc_hz: int | None = None) -> HostSample:
         swap_free=now.swap_free,
         cgroup_version=cgroup.version(),
         ksm=ksm.sample(),
+        online=cpu.online(),
+        busy=cpu.busy(),
     )
+
+
+def remote(cpus: int) -> HostSample:
+    """A host whose kernel cannot be asked, of which libvirt tells that it has this many CPUs on-line."""
+    return HostSample(cpus, None, 0, 0, 0, 0, 0)
 
 
 def with_processes(samples: Sequence[GuestSample]) -> tuple[GuestSample, ...]:

@@ -112,6 +112,7 @@ def _sample(domain: Any, stats: dict[str, Any]) -> GuestSample:
         balloon=_balloon(stats),
         cpu_time=stats.get("cpu.time"),
         vcpu_time=tuple(stats[f"vcpu.{n}.time"] for n in ids),
+        run=None if domain.ID() < 0 else domain.ID(),
         vcpu_delay=None if not ids or None in delays else tuple(int(delay) for delay in delays if delay is not None),
     )
 
@@ -138,6 +139,7 @@ def _sample_one(domain: Any) -> GuestSample:
             state=_STATES.get(state, "unknown"),
             vcpus=vcpus,
             vcpus_max=vcpus,
+            run=None if domain.ID() < 0 else domain.ID(),
             balloon=BalloonSample(current=current * 1024, maximum=maximum * 1024),
         )
 
@@ -157,6 +159,20 @@ def definition(domain: Any, secure: bool = False) -> str:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if domain.isPersistent() else 0
         text: str = domain.XMLDesc(flags | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0))
         return text
+
+
+def stored_definition(domain: Any) -> str:
+    """As `definition`, without asking first whether the guest has one that outlives its running."""
+    with doing(f"read the definition of guest {domain.name()}"):
+        text: str = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        return text
+
+
+def transient(hypervisor: Hypervisor) -> frozenset[str]:
+    """The UUIDs of the guests that are gone once they are off."""
+    with doing("list the guests"):
+        found = hypervisor.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
+        return frozenset(domain.UUIDString() for domain in found)
 
 
 def definitions(handles: Iterable[Any]) -> Iterator[tuple[Any, str]]:

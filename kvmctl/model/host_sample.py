@@ -53,15 +53,21 @@ class HostSample:
     cgroup_version: int
     """1, 2, or 0 where there is none."""
     ksm: KsmSample | None = None
+    online: frozenset[int] = frozenset()
+    """The CPUs that run tasks."""
+    busy: int | None = None
+    """What all CPUs together have worked since boot, guests included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything one decision is made from. `taken` is monotonic nanoseconds, `clock` seconds since the epoch."""
+    """Everything one decision is made from. `taken` is monotonic nanoseconds of the boot `boot`, `clock` seconds
+    since the epoch."""
 
     uri: str
     taken: int
     clock: float
+    boot: str
     guests: tuple[GuestSample, ...]
     host: HostSample | None = None
     """None where the hypervisor is not on this machine."""

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from kvmctl.model.host_sample import ProcessSample
     from kvmctl.model.promise import Promise
 
+ACTIVE = ("running", "paused", "suspended", "stopping")
+"""States in which a guest may want the CPU without anybody being told first."""
+
 
 @dataclass(frozen=True, slots=True)
 class BalloonSample:
@@ -47,5 +50,11 @@ class GuestSample:
     """Runnable but not running: steal, seen from the host. None where the hypervisor does not tell."""
     autostart: bool | None = None
     persistent: bool | None = None
+    run: int | None = None
+    """libvirt's ID of this run of the guest; the next one has another. None while it is off."""
     promise: Promise | None = None
+    cpus: frozenset[int] = frozenset()
+    """The host CPUs that its vCPUs may use together; none are all."""
+    weight_set: int | None = None
+    """The CPU weight that kvmctl last gave this run, by its journal."""
     process: ProcessSample | None = None

@@ -1,0 +1,54 @@
+"""The ground that guests' weights stand on: what their common cgroup weighs on the host, and what the threads that are
+no vCPUs weigh within each guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmctl.control import parent, threads
+from kvmctl.control.observe import Observed
+from kvmctl.control.parent import Standing
+from kvmctl.control.threads import ThreadChange
+from kvmctl.host import cgroup
+from kvmctl.host.journal import Journal
+from kvmctl.model.change import Change, Outcome
+from kvmctl.model.hostpolicy import HostPolicy, capacity
+
+
+@dataclass(frozen=True, slots=True)
+class GroundPlan:
+    """What is to be changed, with what it takes to do it."""
+
+    standing: Standing | None
+    parent: Change | None
+    threads: tuple[ThreadChange, ...]
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes, the parent's first."""
+        return (*filter(None, (self.parent,)), *(one.change for one in self.threads))
+
+
+def plan(observed: Observed, policy: HostPolicy) -> GroundPlan:
+    """What the ground needs, for the guests of this machine; nothing where none runs or the policy leaves it."""
+    host, visible, journal = observed.snapshot.host, cgroup.mounts(), Journal()
+    mount = cgroup.cpu_mount(visible)
+    if not observed.directories or host is None or mount is None:
+        return GroundPlan(None, None, ())
+    respect = policy.cpu.foreign == "respect"
+    standing = None
+    if policy.cpu.parent == "manage":
+        cpus = len(host.online) or host.cpus
+        standing = parent.standing(observed.directories.values(), capacity(policy, cpus), cpus, visible)
+    due: tuple[ThreadChange, ...] = ()
+    if policy.cpu.threads == "manage":
+        due = tuple(threads.plan(observed.directories.items(), mount.version, journal, respect))
+    return GroundPlan(standing, parent.plan(standing, journal, respect) if standing else None, due)
+
+
+def make(found: GroundPlan) -> tuple[Outcome, ...]:
+    """Make the changes, recorded before, and read them back. Raises KvmctlError where the journal cannot be written."""
+    journal = Journal()
+    threads.forget_ended(journal)
+    done = parent.make(found.standing, found.parent, journal) if found.standing and found.parent else None
+    return (*filter(None, (done,)), *threads.make(found.threads, journal))

@@ -1,0 +1,89 @@
+"""What a tick remembers for the next: one small file, which may be lost at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kvmctl.host.files import make_private_directory, read_text, state_directory, write_atomic
+from kvmctl.model.errors import KvmctlError
+from kvmctl.model.plan import GuestMemory, Memory
+
+VERSION = 1
+
+
+def file() -> Path:
+    """Where it is kept, for all hypervisors of this machine."""
+    return state_directory() / "controller.json"
+
+
+def recall(uri: str) -> tuple[Memory | None, str]:
+    """What was remembered of this hypervisor, None for nothing; and a sentence where the file is of no use."""
+    path = file()
+    try:
+        text = read_text(path)
+        return (None, "") if text is None else (_parsed(text).get(uri), "")
+    except KvmctlError as error:
+        return None, f"{error.message}, so this tick begins without what the last one remembered"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, _VersionError) else "it is not laid out as that"
+        return None, f"{path} is not used ({reason}), so this tick begins without what the last one remembered"
+
+
+def remember(uri: str, memory: Memory) -> None:
+    """Keep what this tick leaves for the next. Raises KvmctlError."""
+    path = file()
+    make_private_directory(path.parent)
+    kept: dict[str, Memory] = {}
+    try:
+        kept |= {key: value for key, value in _parsed(read_text(path) or "").items() if value.boot == memory.boot}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        kept.clear()  # it is replaced
+    kept[uri] = memory
+    hypervisors = {key: _plain(value) for key, value in kept.items()}
+    write_atomic(path, json.dumps({"version": VERSION, "hypervisors": hypervisors}) + "\n")
+
+
+class _VersionError(ValueError):
+    pass
+
+
+def _parsed(text: str) -> dict[str, Memory]:
+    document: Any = json.loads(text) if text else {"version": VERSION, "hypervisors": {}}
+    if document["version"] != VERSION:
+        raise _VersionError(f"its version is {document['version']}, and this kvmctl reads version {VERSION}")
+    return {str(uri): _memory(value) for uri, value in document["hypervisors"].items()}
+
+
+def _plain(memory: Memory) -> dict[str, object]:
+    return {**asdict(memory), "guests": {uuid: asdict(guest) for uuid, guest in memory.guests.items()}}
+
+
+def _memory(value: Mapping[str, Any]) -> Memory:
+    return Memory(
+        taken=int(value["taken"]),
+        boot=str(value["boot"]),
+        busy=_optional(int, value["busy"]),
+        others=_optional(float, value["others"]),
+        guests={str(uuid): _guest(guest) for uuid, guest in value["guests"].items()},
+    )
+
+
+def _guest(value: Mapping[str, Any]) -> GuestMemory:
+    delay = value["vcpu_delay"]
+    return GuestMemory(
+        run=int(value["run"]),
+        cpu_time=_optional(int, value["cpu_time"]),
+        vcpu_time=tuple(map(int, value["vcpu_time"])),
+        vcpu_delay=None if delay is None else tuple(map(int, delay)),
+        owed=float(value["owed"]),
+        factor=float(value["factor"]),
+        demand=_optional(float, value["demand"]),
+    )
+
+
+def _optional(kind: type[Any], value: object) -> Any:
+    return None if value is None else kind(value)
