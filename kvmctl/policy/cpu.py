@@ -143,10 +143,18 @@ def _bound(claim: CpuClaim, portion: Portion, top: Fraction | float) -> Bound:
     if by_shares < claim.floor:
         return "reservation"
     if by_shares > claim.ceiling:
-        if claim.promise.cpu_limit < min(claim.vcpus, len(claim.cpus) or math.inf):
-            return "limit"
-        return "pinning" if claim.cpus and len(claim.cpus) < claim.vcpus else "vcpus"
+        return most_bound(claim)
     return "pinning" if portion.level < top else "shares"
+
+
+def most_bound(claim: CpuClaim) -> Bound:
+    """What decides how much a guest can use and wants."""
+    if claim.wanted < claim.ceiling:
+        return "demand"
+    places = len(claim.cpus) or math.inf
+    if claim.promise.cpu_limit < min(claim.vcpus, places):
+        return "limit"
+    return "pinning" if places < claim.vcpus else "vcpus"
 
 
 def demand(used: float | None, waited: float | None, ceiling: float) -> float | None:
