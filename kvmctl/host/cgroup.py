@@ -20,6 +20,8 @@ from kvmctl.host.files import read_int, read_permitted
 WEIGHT_RANGE = (2, 10_000)
 """What both cgroup versions take: v1 has 2..262144, v2 1..10000, and libvirt before 9.1 checks v1's on both."""
 KERNEL_WEIGHT_RANGE = {1: (2, 262_144), 2: (1, 10_000)}
+WEIGHT_FILES = {1: "cpu.shares", 2: "cpu.weight"}
+"""The kernel's file of a cgroup's weight, by cgroup version."""
 
 _THREAD_DIRECTORY = re.compile(r"emulator|vcpu\d+|iothread\d+")
 _GUEST_DIRECTORY = re.compile(r".+\.libvirt-[a-z]+|machine-.+\.scope")
@@ -98,11 +100,18 @@ def guest_directory(pid: int, proc: Path = Path("/proc"), visible: tuple[Mount, 
     not visible from this cgroup namespace.
     """
     found = _threads_directory(pid, proc, visible)
-    return None if found is None else _own(found[1])
+    return None if found is None else own_directory(found[1])
 
 
-def _own(threads: Path) -> Path:
+def own_directory(threads: Path) -> Path:
+    """The guest's own directory, from the one that holds those of its threads."""
     return threads.parent if threads.name == "libvirt" else threads
+
+
+def threads_directory(own: Path) -> Path:
+    """The directory that holds those of a guest's threads, from the guest's own."""
+    inner = own / "libvirt"
+    return inner if inner.is_dir() else own
 
 
 def _threads_directory(pid: int, proc: Path, visible: tuple[Mount, ...] | None) -> tuple[Mount, Path] | None:
@@ -146,7 +155,7 @@ def read(pid: int, proc: Path = Path("/proc"), visible: tuple[Mount, ...] | None
     if found is None or not found[1].is_dir():
         return None
     mount, threads = found
-    own = _own(threads)
+    own = own_directory(threads)
     return CgroupCpu(
         version=mount.version,
         path=own,
@@ -167,7 +176,7 @@ def _smallest(quotas: set[float | None]) -> float | None:
 
 def weight(directory: Path, cgroup_version: int) -> int | None:
     """`cpu.shares` or `cpu.weight` of a cgroup directory."""
-    return read_int(directory / ("cpu.shares" if cgroup_version == 1 else "cpu.weight"))
+    return read_int(directory / WEIGHT_FILES[cgroup_version])
 
 
 def quota(directory: Path, cgroup_version: int) -> float | None:

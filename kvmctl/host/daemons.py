@@ -87,9 +87,9 @@ def installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is not None
 
 
-def has_systemd() -> bool:
+def has_systemd(root: Path = Path("/")) -> bool:
     """Whether systemd runs this host."""
-    return Path("/run/systemd/system").is_dir()
+    return (root / "run/systemd/system").is_dir()
 
 
 def unit_is_active(unit: str) -> bool | None:

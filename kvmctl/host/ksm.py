@@ -198,22 +198,39 @@ def disable(journal: Journal, unmerge: bool = False, force: bool = False, root: 
     written = _write(root, "run", _value(root, "run") or "", last)
     done = [Setting("run", present, last, written.found, written.reason)]
     journal.forget(KIND, "run")
-    done += [_put_back(root, name, entries[name], journal, force) for name in _order(entries)]
+    done += [put_back(name, entries[name], journal, force, root) for name in _order(entries) if name != "run"]
     return done
 
 
+def value(name: str, root: Path = ROOT) -> str:
+    """What a file holds now; of a choice, the chosen word."""
+    return _value(root, name) or ""
+
+
+def changed(journal: Journal) -> dict[str, Entry]:
+    """What `enable` changed, by file, in the order to put it back in."""
+    entries = journal.entries(KIND)
+    return {name: entries[name] for name in _order(entries)}
+
+
 def _order(entries: dict[str, Entry]) -> list[str]:
-    """The advisor first: as long as it is on, it sets pages_to_scan itself."""
-    return sorted(entries.keys() - {"run"}, key=lambda name: (name != "advisor_mode", name))
+    """`run` first, then the advisor: as long as it is on, it sets pages_to_scan itself."""
+    return sorted(entries, key=lambda name: (name != "run", name != "advisor_mode", name))
 
 
-def _put_back(root: Path, name: str, entry: Entry, journal: Journal, force: bool) -> Setting:
+def put_back(name: str, entry: Entry, journal: Journal, force: bool = False, root: Path = ROOT) -> Setting:
+    """Put back what one file held before `enable`, unless somebody else has changed it since.
+
+    Raises RefusedError where that means to unmerge, and there is too little memory.
+    """
     present, old = _value(root, name) or "", str(entry.old)
     if name == "pages_to_scan" and _value(root, "advisor_mode") == "scan-time":
         journal.forget(KIND, name)
         return Setting(name, present, present, present, "the kernel's advisor sets it")
     if entry.new is not None and present not in (entry.new, old) and not force:
         return Setting(name, present, old, present, _foreign(present, entry), respected=True)
+    if name == "run" and old == str(_UNMERGE) and present != old:
+        _check_unmerge(root)
     setting = _write(root, name, present, old)
     if setting.result != "not applied":
         journal.forget(KIND, name)

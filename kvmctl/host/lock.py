@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from kvmctl.host.files import make_private_directory, read_permitted, run_directory
 from kvmctl.model.errors import KvmctlError, LockedError
@@ -36,10 +36,30 @@ def lock(uri: str, wait: float = 0.0) -> Iterator[None]:
 
     The kernel releases it when the holder ends, however it ends. Raises LockedError naming the holder.
     """
-    path = lock_file(uri)
+    with _held(lock_file(uri), uri, wait):
+        yield
+
+
+@contextmanager
+def lock_all(wait: float = 0.0) -> Iterator[None]:
+    """Hold the machine's lock, and that of every hypervisor that kvmctl has changed from here since boot.
+
+    Raises as `lock`; `wait` is for each of them.
+    """
+    with ExitStack() as stack:
+        # Other locks than a hypervisor's have a name that is no URI.
+        for path in sorted(run_directory().glob(f"*{quote(':')}*.lock")):
+            stack.enter_context(_held(path, unquote(path.stem), wait))
+        # Last, as a run that holds a hypervisor's takes it.
+        stack.enter_context(lock(HOST, wait))
+        yield
+
+
+@contextmanager
+def _held(path: Path, what: str, wait: float) -> Iterator[None]:
     make_private_directory(path.parent)
     with _open(path) as file:
-        _take(file, uri, path, wait)
+        _take(file, what, path, wait)
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()} {_command()}\n".encode(errors="replace"), 0)
         try:
@@ -70,13 +90,13 @@ def _open(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _take(file: int, uri: str, path: Path, wait: float) -> None:
+def _take(file: int, what: str, path: Path, wait: float) -> None:
     deadline = time.monotonic() + wait
     while not _try(file):
         if time.monotonic() >= deadline:
             waited = f" (waited {wait:g} s)" if wait else ""
             raise LockedError(
-                f"{_read_holder(path)} is changing {uri}{waited}",
+                f"{_read_holder(path)} is changing {what}{waited}",
                 "try again when it is done; kvmctl list needs no lock",
             )
         time.sleep(_RETRY_SECONDS)

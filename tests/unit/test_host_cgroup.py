@@ -4,51 +4,11 @@ from pathlib import Path
 import pytest
 
 from kvmctl.host import cgroup
+from tests.trees import PID, V1_GUEST, V2_GUEST, Tree, fill, v1, v2
 
 pytestmark = pytest.mark.unit
 
-V1_GUEST = "machine/qemu-1-web1.libvirt-qemu"
-V2_GUEST = "machine.slice/machine-qemu\\x2d1\\x2dweb1.scope"
 SESSION = "user.slice/user-1000.slice/session-2.scope"
-PID = 4242
-
-
-class Tree:
-    """A host's /proc and cgroup file systems, as files."""
-
-    def __init__(self, top: Path) -> None:
-        self.proc = top / "proc"
-        self.mounts: list[str] = []
-        self.cgroup_lines: list[str] = []
-        self.top = top
-
-    def mount(self, name: str, kind: str, options: str, root: str = "/") -> Path:
-        point = self.top / "cgroup" / name
-        point.mkdir(parents=True, exist_ok=True)
-        shown = str(point).replace(" ", "\\040")
-        self.mounts.append(f"{32 + len(self.mounts)} 31 0:29 {root} {shown} rw,relatime - {kind} {kind} {options}")
-        (self.proc / "self").mkdir(parents=True, exist_ok=True)
-        (self.proc / "self/mountinfo").write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n" + "\n".join(self.mounts))
-        return point
-
-    def process(self, *lines: str, pid: int = PID) -> None:
-        (self.proc / str(pid)).mkdir(parents=True, exist_ok=True)
-        (self.proc / str(pid) / "cgroup").write_text("\n".join(lines) + "\n")
-
-
-def fill(directory: Path, **values: object) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, value in values.items():
-        (directory / name.replace("__", ".")).write_text(f"{value}\n")
-    return directory
-
-
-def v1(directory: Path, shares: int, quota: int = -1, period: int = 100_000) -> Path:
-    return fill(directory, cpu__shares=shares, cpu__cfs_quota_us=quota, cpu__cfs_period_us=period)
-
-
-def v2(directory: Path, weight: int, maximum: str = "max 100000") -> Path:
-    return fill(directory, cpu__weight=weight, cpu__max=maximum)
 
 
 @pytest.fixture

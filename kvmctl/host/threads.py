@@ -1,0 +1,51 @@
+"""The weights of a guest's groups of threads: libvirt makes one for the emulator, each I/O thread and each vCPU,
+and gives all of them the same weight."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmctl.host import cgroup
+from kvmctl.host.files import read_int, write_kernel
+
+_HELPER = re.compile(r"emulator|iothread\d+")
+_VCPU = re.compile(r"vcpu\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """One guest's groups of threads. Weights are by the group's name; None is unknown."""
+
+    directory: Path
+    """That holds them."""
+    version: int
+    helpers: Mapping[str, int | None]
+    """Emulator and I/O threads."""
+    vcpus: tuple[str, ...]
+
+
+def read(own: Path, version: int) -> Threads | None:
+    """The groups of the guest whose own directory this is; None where it has none, or is gone."""
+    directory = cgroup.threads_directory(own)
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return None
+    helpers = {name: weight(directory / name, version) for name in names if _HELPER.fullmatch(name)}
+    vcpus = tuple(name for name in names if _VCPU.fullmatch(name))
+    return Threads(directory, version, helpers, vcpus) if helpers and vcpus else None
+
+
+def weight(directory: Path, version: int) -> int | None:
+    """What one group weighs; None where it is gone, or the CPU controller is not enabled for it."""
+    return read_int(directory / cgroup.WEIGHT_FILES[version])
+
+
+def set_weight(directory: Path, version: int, value: int) -> int:
+    """Give one group this weight; what the kernel's file holds afterwards. Raises KvmctlError."""
+    return int(write_kernel(directory / cgroup.WEIGHT_FILES[version], str(value)))
