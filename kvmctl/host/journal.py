@@ -88,6 +88,10 @@ class Journal:
         """What kvmctl changed of `kind`, by key. A reboot undoes all of it, so older entries do not count."""
         return self._read().changes.get(kind, {})
 
+    def kinds(self) -> list[str]:
+        """The kinds that kvmctl changed something of."""
+        return sorted(kind for kind, entries in self._read().changes.items() if entries)
+
     def forget(self, kind: str, *keys: str) -> None:
         """The old values are back in place, or no longer ours to put back."""
         with self._writing(f"the journal still lists {', '.join(keys)}") as content:
