@@ -241,7 +241,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
 _HISTORY = (Column("when", "TIME"), *_OUTCOMES)
 
 
-@rebalance.command()
+@rebalance.command(short_help="What was changed, when and why.")
 @click.option("--last", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="How many at most.")
 @click.argument("guests", nargs=-1, metavar="[NAME]...")
 @pass_app

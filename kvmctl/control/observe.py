@@ -52,7 +52,7 @@ class Observer:
             entry = set_by_us.get(run_key(self.hypervisor, sample.name, sample.run))
             found = _with_definition(sample, domain)
             if found is not None:
-                last = None if entry is None else int(entry.new)
+                last = found.weight_set if entry is None else int(entry.new)
                 guests.append(
                     replace(
                         found,
@@ -105,7 +105,7 @@ def _with_definition(sample: GuestSample, domain: Any) -> GuestSample | None:
         raise
     except KvmctlError:
         return sample
-    return replace(sample, promise=promise, cpus=resources.allowed(root))
+    return replace(sample, promise=promise, cpus=resources.allowed(root), weight_set=resources.defined_weight(root))
 
 
 def _elsewhere(domain: Any) -> ProcessSample | None:

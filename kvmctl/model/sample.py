@@ -56,5 +56,5 @@ class GuestSample:
     cpus: frozenset[int] = frozenset()
     """The host CPUs that its vCPUs may use together; none are all."""
     weight_set: int | None = None
-    """The CPU weight that kvmctl last gave this run, by its journal."""
+    """The CPU weight that this run was last given: by kvmctl as its journal knows, else by its definition."""
     process: ProcessSample | None = None

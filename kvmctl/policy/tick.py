@@ -229,7 +229,7 @@ def _change(
     if memory.factor != 1.0:
         reason += f", so corrected by {memory.factor - 1:+.1%}"
     if guest.weight_set is not None and guest.weight_set != weight:
-        reason = f"kvmctl had set {guest.weight_set}, and somebody else {weight}; {reason}"
+        reason = f"it was last given {guest.weight_set}, and somebody else set {weight}; {reason}"
         if policy.cpu.foreign == "respect":
             return Change(guest.name, "cpu.weight", weight, due, how="refused", reason=reason)
     return Change(guest.name, "cpu.weight", weight, due, reason=reason)

@@ -91,6 +91,11 @@ def _pin(element: Element | None) -> str:
         return cpuset or ""
 
 
+def defined_weight(root: Element) -> int | None:
+    """The CPU weight that libvirt gives the guest at its start; None where its definition says none."""
+    return tree.number(tree.text(root, "cputune/shares"))
+
+
 def allowed(root: Element) -> frozenset[int]:
     """The host's CPUs that a guest's vCPUs may use together; none are all. A vCPU of its own pinning has that."""
     vcpu, own = root.find("vcpu"), root.findall("cputune/vcpupin")

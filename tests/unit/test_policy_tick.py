@@ -185,7 +185,7 @@ def test_what_somebody_else_set_is_said_and_corrected_or_respected() -> None:
     now = snapshot(replace(guest("a", weight=77), weight_set=1000), guest("b"))
     corrected = decide(now, None, POLICY).changes
     assert [(change.how, change.new) for change in corrected] == [("live", 1000)]
-    assert corrected[0].reason.startswith("kvmctl had set 1000, and somebody else 77; ")
+    assert corrected[0].reason.startswith("it was last given 1000, and somebody else set 77; ")
     respected = decide(now, None, HostPolicy(CpuPolicy(foreign="respect"))).changes
     assert [(change.how, change.new) for change in respected] == [("refused", 1000)]
 

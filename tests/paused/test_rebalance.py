@@ -1,0 +1,240 @@
+"""The tick on real guests: what it changes in the kernel, what it leaves, what it says, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmctl.hypervisor import domains, scheduler
+from kvmctl.hypervisor.connection import Hypervisor
+from tests.conftest import Kvmctl, environment
+from tests.hosts import PrivateHost, private_host
+from tests.support import Guest, until
+
+pytestmark = pytest.mark.paused
+
+URI = "qemu:///system"
+KVMCTL = (sys.executable, "-m", "kvmctl")
+WITHOUT_LIBVIRT = """
+import sys
+from kvmctl.cli.main import run
+try:
+    run(sys.argv[1:])
+finally:
+    assert "libvirt" not in sys.modules
+"""
+
+
+@pytest.fixture
+def guests(hypervisor: Hypervisor, make_name: Callable[..., str], kvmctl: Kvmctl) -> Iterator[list[Guest]]:
+    """Three paused guests of shares 2000, 1000 and 1000, the last with half a core reserved; what was changed of the
+    host is put back."""
+    names = [make_name("tick") for _ in range(3)]
+    promises = ["shares: 2000", "shares: 1000", "shares: 1000, reservation: 0.5"]
+    lines = [f"  - {{name: {name}, cpu: {{{text}}}}}" for name, text in zip(names, promises, strict=True)]
+    text = "defaults: {accelerator: tcg, memory: {size: 64MiB}, state: paused}\nguests:\n" + "\n".join(lines)
+    kvmctl("-c", URI, "apply", "-f", "-", stdin=text)
+    try:
+        yield [Guest(hypervisor, name) for name in names]
+    finally:
+        kvmctl("-c", URI, "host", "restore")
+
+
+def kernel(guest: Guest) -> int:
+    return int((guest.cgroup / "cpu.shares").read_text())
+
+
+def test_a_tick_sets_the_parent_and_the_threads_and_a_second_changes_nothing(
+    guests: list[Guest], kvmctl: Kvmctl
+) -> None:
+    parent = guests[0].cgroup.parent / "cpu.shares"
+    before = int(parent.read_text())
+    planned = kvmctl("-c", URI, "-o", "json", "rebalance", "--dry-run", code=10).json()
+    assert int(parent.read_text()) == before
+    made = kvmctl("-c", URI, "-o", "json", "rebalance").json()
+    assert [(row["name"], row["field"], row["new"]) for row in made] == [
+        (row["name"], row["field"], row["new"]) for row in planned
+    ]
+    assert {row["result"] for row in made} == {"changed"}
+    assert int(parent.read_text()) > before
+    assert {int((guest.cgroup / "emulator/cpu.shares").read_text()) for guest in guests} == {102}
+    again = kvmctl("-c", URI, "rebalance")
+    assert again.out == ""
+    assert "nothing to do: " in again.err
+    assert kvmctl("-c", URI, "-q", "rebalance").err == ""
+    kvmctl("-c", URI, "host", "restore")
+    assert int(parent.read_text()) == before
+
+
+def test_what_virsh_did_is_said_corrected_and_in_the_history(guests: list[Guest], kvmctl: Kvmctl) -> None:
+    kvmctl("-c", URI, "rebalance")
+    due = kernel(guests[0])
+    scheduler.set_weight(guests[0].domain, 77)
+    row = next(r for r in kvmctl("-c", URI, "-o", "json", "rebalance").json() if r["name"] == guests[0].name)
+    assert (row["old"], row["new"]) == (77, due)
+    assert f"it was last given {due}, and somebody else set 77" in row["reason"]
+    assert kernel(guests[0]) == due
+    record = kvmctl("-o", "json", "rebalance", "history", guests[0].name, "--last", 1).json()[0]
+    assert (record["old"], record["new"], record["result"]) == (77, due, "changed")
+    assert guests[0].name in kvmctl("rebalance", "history").out
+
+
+def test_what_virsh_did_is_respected_where_the_policy_says_so(
+    guests: list[Guest], kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    kvmctl("-c", URI, "rebalance")
+    scheduler.set_weight(guests[0].domain, 77)
+    policy = tmp_path / "respect.yaml"
+    policy.write_text("cpu: {foreign: respect}\n")
+    ran = kvmctl("-c", URI, "rebalance", env={"KVMCTL_HOST_FILE": str(policy)})
+    assert "not applied" in ran.out
+    assert kernel(guests[0]) == 77
+
+
+def test_a_guest_may_opt_out(guests: list[Guest], kvmctl: Kvmctl) -> None:
+    kvmctl("-c", URI, "rebalance")
+    kvmctl("-c", URI, "set", guests[0].name, "rebalance=false")
+    scheduler.set_weight(guests[0].domain, 77)
+    assert guests[0].name not in kvmctl("-c", URI, "rebalance").out
+    assert kernel(guests[0]) == 77
+
+
+def test_a_guest_that_virsh_started_has_its_weight_after_the_next_tick(guests: list[Guest], kvmctl: Kvmctl) -> None:
+    domain = guests[2].domain
+    kvmctl("-c", URI, "rebalance")
+    due = kernel(guests[2])
+    domains.power_off(domain)
+    domains.start(domain, paused=True)
+    assert kernel(guests[2]) == 1000
+    kvmctl("-c", URI, "rebalance")
+    assert kernel(guests[2]) == due != 1000
+
+
+def test_two_at_once_and_one_of_them_ends_with_9(guests: list[Guest], kvmctl: Kvmctl, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [*KVMCTL, "-c", URI, "-v", "rebalance", "--for", "60s"],
+        env=environment(tmp_path / "state", tmp_path / "run"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert first.stderr is not None
+        while not (line := first.stderr.readline()).startswith("tick:"):
+            assert line, "the first rebalance ended"
+        refused = kvmctl("-c", URI, "rebalance", code=9)
+        assert "is changing rebalance of qemu:///system" in refused.err
+        # A person's command gets its turn between two ticks.
+        kvmctl("-c", URI, "set", guests[1].name, "cpu.shares=1500")
+    finally:
+        first.terminate()
+        first.wait(timeout=30)
+        first.stderr.close() if first.stderr else None
+
+
+def test_a_guest_that_is_gone_between_two_looks_does_not_disturb(guests: list[Guest], kvmctl: Kvmctl) -> None:
+    kvmctl("-c", URI, "rebalance")
+    domains.power_off(guests[1].domain)
+    ran = kvmctl("-c", URI, "-o", "json", "rebalance")
+    assert guests[1].name not in {row["name"] for row in ran.json()}
+
+
+def test_a_full_disk_under_the_state_is_said_and_ends_with_8_or_changes_nothing(
+    guests: list[Guest], kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", full], check=True)
+    try:
+        (full / "ballast").write_bytes(b"x" * 4096)
+        ran = kvmctl("-c", URI, "rebalance", code=1, env={"KVMCTL_STATE_DIR": str(full)})
+        assert "No space left on device" in ran.err
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def test_a_plan_from_a_saved_snapshot_is_the_same_and_needs_no_libvirt(
+    guests: list[Guest], kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    file = tmp_path / "snapshot.json"
+    kvmctl("-c", URI, "rebalance")
+    scheduler.set_weight(guests[0].domain, 77)
+    kvmctl("-c", URI, "host", "snapshot", file)
+    here = kvmctl("-c", URI, "-o", "json", "rebalance", "--dry-run", code=10).json()
+    there = kvmctl("-o", "json", "rebalance", "--from", file, code=10, env={"LIBVIRT_DEFAULT_URI": "qemu://nowhere/"})
+    assert there.json() == here
+    assert file.stat().st_mode & 0o077 == 0
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBVIRT, "rebalance", "--from", str(file)], capture_output=True, check=False,
+        env=environment(tmp_path / "state", tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 10, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--every", "5s"], 2),
+        (["--for", "5s", "--dry-run"], 2),
+        (["--for", "5s", "--every", "100ms"], 2),
+        (["--for", "a"], 2),
+        (["--from", "/nonexistent"], 3),
+        (["--from", "/etc"], 2),
+        (["--from", "/etc/passwd"], 2),
+        (["nonsense"], 2),
+    ],
+)
+def test_wrong_words(kvmctl: Kvmctl, args: list[str], code: int) -> None:
+    assert kvmctl("-c", URI, "rebalance", *args, code=code).err.startswith("error: ")
+
+
+def test_a_broken_policy_changes_nothing(guests: list[Guest], kvmctl: Kvmctl, tmp_path: Path) -> None:
+    policy = tmp_path / "broken.yaml"
+    policy.write_text("cpu: {reserv: 1}\n")
+    scheduler.set_weight(guests[0].domain, 77)
+    ran = kvmctl("-c", URI, "rebalance", code=2, env={"KVMCTL_HOST_FILE": str(policy)})
+    assert "did you mean reserve?" in ran.err
+    assert kernel(guests[0]) == 77
+
+
+@pytest.fixture
+def private() -> Iterator[PrivateHost]:
+    with private_host() as host:
+        yield host
+
+
+def test_a_daemon_that_is_started_again_costs_a_tick_and_is_said(
+    private: PrivateHost, kvmctl: Kvmctl, tmp_path: Path
+) -> None:
+    kvmctl("-c", private.uri, "apply", "-f", "-", stdin=(
+        "guests: [{name: lone, accelerator: tcg, memory: {size: 64MiB}, state: paused}]"
+    ))  # fmt: skip
+    run = subprocess.Popen(
+        [*KVMCTL, "-c", private.uri, "-v", "-o", "json", "rebalance", "--for", "12s", "--every", "1s"],
+        env=environment(tmp_path / "state", tmp_path / "run"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    seen = []
+    assert run.stderr is not None
+    for line in run.stderr:
+        seen.append(line)
+        if line.startswith("tick:"):
+            break
+    private.kill()
+    private.start()
+    rest = run.communicate(timeout=120)
+    err = "".join(seen) + rest[1]
+    kvmctl("-c", private.uri, "host", "restore")
+    assert run.returncode == 8, err
+    assert "this tick was left out: " in err
+    assert isinstance(json.loads(rest[0]), list)
+    after = err.partition("this tick was left out")[2]
+    assert "tick: 1 guests" in after
+    until(lambda: after.count("tick: "), bool, 1)
