@@ -42,8 +42,8 @@ class Kvmctl:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of its processes."""
-        return quiet_env() | {"KVMCTL_STATE_DIR": str(self.state)}
+        """The environment of its processes, in which the host's policy is the default one."""
+        return quiet_env() | {"KVMCTL_STATE_DIR": str(self.state), "KVMCTL_HOST_FILE": str(self.state / "no-policy")}
 
     def run(self, *arguments: str) -> None:
         """Run it to its end, which has to be a good one."""

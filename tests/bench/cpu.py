@@ -12,7 +12,8 @@ removed at the end. Each scenario is for two cores of the host, and repeated for
     error      by how much a guest's part of what all guests had differs from its entitlement, of the worst guest
     shortfall  the part of a reservation that its guest did not get
     overshoot  by how much a guest exceeded its limit
-    late       the part a sleeper misses, while it is awake, of what it would get if all guests were
+    late       the part a sleeper misses of its entitlement as it is while all guests are awake, for the time that
+               it is; a window that is no multiple of its period makes some per cent of that
     guests     cores that all guests used, and `total` with the busy processes; `of raw`: that against raw weights
     tick       the CPU that the tick took, in per cent of one core
 
@@ -123,7 +124,7 @@ def measure(lab: Running, host: str, column: str, settings: Settings) -> Figures
     finally:
         put_back(kvmctl, lab.before, lab.targets[0].version)
     key = (lab.scenario, host, column)
-    return figures(key, lab.guests, window, cores, tick.cores if tick else None)
+    return figures(key, lab.guests, window, tick.cores if tick else None)
 
 
 def run(lab: Running, settings: Settings) -> list[list[Figures]]:

@@ -26,8 +26,8 @@ class GuestFigures:
     overshoot: float | None
     """By which part of its limit it exceeded that."""
     late: float | None
-    """Of a guest that sleeps now and then: the part that is missing, while it is awake, of what it would be entitled
-    to if all were."""
+    """Of a guest that sleeps now and then: the part that is missing of what it would have got by its entitlement if
+    all others had been awake whenever it was."""
     wanted: float
     """The part of the time that its vCPUs ran or waited for a CPU."""
     weights: tuple[int, int]
@@ -79,12 +79,10 @@ def largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def figures(
-    key: tuple[str, str, str], guests: Sequence[BenchGuest], window: Window, cores: int, tick: float | None
-) -> Figures:
+def figures(key: tuple[str, str, str], guests: Sequence[BenchGuest], window: Window, tick: float | None) -> Figures:
     """What the window says. `tick` is the CPU that the tick took, in cores."""
     used = math.fsum(window.used.values())
-    due, full = expected(guests, window.used), entitled(guests, cores)
+    due, full = expected(guests, window.used), entitled(guests, used)
     return Figures(
         key=key,
         guests=tuple(_guest(guest, window, due, full[guest.name]) for guest in guests),
@@ -101,6 +99,8 @@ def figures(
 def _guest(guest: BenchGuest, window: Window, due: Mapping[str, float], full: float) -> GuestFigures:
     used, name = window.used[guest.name], guest.name
     ran, waited = window.threads[name]
+    # Short turns at housekeeping, while it sleeps, have it wait too.
+    awake = min((ran + waited) / guest.vcpus, guest.duty)
     return GuestFigures(
         name=name,
         shares=guest.shares,
@@ -109,7 +109,7 @@ def _guest(guest: BenchGuest, window: Window, due: Mapping[str, float], full: fl
         error=error(used / math.fsum(window.used.values()), due[name] / math.fsum(due.values())),
         shortfall=missing(used, guest.reservation) if guest.reservation and not guest.nap else None,
         overshoot=max(0.0, used / guest.limit - 1) if math.isfinite(guest.limit) else None,
-        late=missing(ran / (ran + waited), full / guest.vcpus) if guest.nap else None,
+        late=missing(ran, awake * full) if guest.nap else None,
         wanted=(ran + waited) / guest.vcpus,
         weights=window.weights[name],
     )

@@ -30,6 +30,11 @@ class BenchGuest:
         """Cores that it can use at most."""
         return min(self.limit, self.vcpus)
 
+    @property
+    def duty(self) -> float:
+        """The part of the time that it is at work."""
+        return 1.0 if self.nap is None else self.nap[0] / sum(self.nap)
+
 
 SCENARIOS: Mapping[str, Sequence[BenchGuest]] = {
     "equal": [BenchGuest()] * 4,

@@ -36,7 +36,7 @@ def window(used: Mapping[str, float], process: float = 0.0) -> Window:
 
 def measured(name: str, *cores: float, process: float = 0.0, tick: float | None = None) -> Figures:
     guests = scenario(name, 2)
-    return figures((name, "quiet", "raw"), guests, window(used(guests, *cores), process), 2, tick)
+    return figures((name, "quiet", "raw"), guests, window(used(guests, *cores), process), tick)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,17 @@ def test_shortfall_and_overshoot_count_against_the_promise() -> None:
 
 
 def test_a_sleeper_that_waits_too_long_is_late() -> None:
-    """It ran for half of the time that it wanted to run, and a third was its due."""
-    assert measured("mix", 0.8, 0.4, 0.4, 0.1, 0.2).late == 0
+    """A third of the time that it is awake is its due: of a fifth of all time, or of less if it wanted less."""
     guests = scenario("mix", 2)
-    waiting = window(used(guests, 0.8, 0.4, 0.4, 0.1, 0.2))
-    threads = dict(waiting.threads) | {guests[3].name: (0.1, 0.5)}
-    late = figures(("mix", "quiet", "raw"), guests, replace(waiting, threads=threads), 2, None)
-    assert late.late == pytest.approx(0.5)
-    assert late.error == pytest.approx(0)
+    plain = window(used(guests, 0.8, 0.4, 0.4, 0.05, 0.35))
+
+    def late(ran: float, waited: float) -> float | None:
+        threads = dict(plain.threads) | {guests[3].name: (ran, waited)}
+        return figures(("mix", "quiet", "raw"), guests, replace(plain, threads=threads), None).late
+
+    assert late(0.05, 0.2) == pytest.approx(0.25)
+    assert late(0.05, 0.1) == 0
+    assert late(0.03, 0.15) == pytest.approx(0.5)
 
 
 def test_a_line_has_the_worst_round_and_is_as_narrow_as_its_table() -> None:
