@@ -166,24 +166,3 @@ def _tasks(level: Path, version: int, proc: Path) -> Iterator[bool]:
         fields = (read_permitted(proc / task / "stat") or "").rpartition(")")[2].split()
         if len(fields) > 6 and task not in own and not int(fields[6]) & _KERNEL_THREAD:
             yield fields[0] == "R"
-
-
-def used(found: Parent, visible: tuple[Mount, ...]) -> tuple[int, int] | None:
-    """Nanoseconds of CPU that everything at the parent's level has used, and the guests' part of them. None where
-    the kernel does not account them there."""
-    level = found.path.parent
-    if found.version == 2:
-        pair = _usage(level), _usage(found.path)
-    else:
-        mount = next((mount for mount in visible if "cpuacct" in mount.controllers), None)
-        cpu = cgroup.cpu_mount(visible)
-        if mount is None or cpu is None:
-            return None
-        places = [mount.point / path.relative_to(cpu.point) for path in (level, found.path)]
-        pair = read_int(places[0] / "cpuacct.usage"), read_int(places[1] / "cpuacct.usage")
-    return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])
-
-
-def _usage(directory: Path) -> int | None:
-    lines = dict(line.split(" ", 1) for line in (read_permitted(directory / "cpu.stat") or "").splitlines())
-    return int(lines["usage_usec"]) * 1000 if "usage_usec" in lines else None

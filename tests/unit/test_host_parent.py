@@ -16,12 +16,10 @@ pytestmark = pytest.mark.unit
 def hybrid(tmp_path: Path) -> Tree:
     """A v1 host without systemd: guests' groups on one side, all other tasks at the root."""
     tree = Tree(tmp_path)
-    cpu, accounting = tree.mount("cpu", "cgroup", "rw,cpu"), tree.mount("cpuacct", "cgroup", "rw,cpuacct")
+    cpu = tree.mount("cpu", "cgroup", "rw,cpu")
     v1(cpu / "machine", 1024)
     v1(cpu / V1_GUEST, 1024)
     fill(cpu, release_agent="", tasks="1\n2\n30\n31\n")
-    fill(accounting, cpuacct__usage=7_000)
-    fill(accounting / "machine", cpuacct__usage=5_000)
     return tree
 
 
@@ -31,10 +29,9 @@ def unified(tmp_path: Path) -> Tree:
     tree = Tree(tmp_path)
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     root = tree.mount("", "cgroup2", "rw,nsdelegate,memory_recursiveprot")
-    fill(root, cgroup__controllers="cpuset cpu io memory hugetlb pids rdma misc", cpu__stat="usage_usec 900\nnice 1")
+    fill(root, cgroup__controllers="cpuset cpu io memory hugetlb pids rdma misc")
     for name, populated in (("init.scope", 1), ("system.slice", 1), ("user.slice", 0), ("machine.slice", 1)):
         fill(v2(root / name, 100), cgroup__events=f"populated {populated}\nfrozen 0", cgroup__type="domain")
-    fill(root / "machine.slice", cpu__stat="usage_usec 700\nuser_usec 1")
     v2(root / V2_GUEST, 100)
     v2(root / V2_GUEST / "libvirt", 100)
     return tree
@@ -128,20 +125,6 @@ def test_tasks_at_the_root_are_counted_without_the_kernels_and_our_own(hybrid: T
     assert parent.alone(found, hybrid.proc).sessions
     (hybrid.top / "cgroup/cpu/release_agent").unlink()
     assert not parent.alone(found, hybrid.proc).sessions
-
-
-def test_cpu_time_is_of_the_level_and_of_the_guests(hybrid: Tree, tmp_path: Path) -> None:
-    found = find(hybrid)
-    assert found
-    assert parent.used(found, cgroup.mounts(hybrid.proc)) == (7_000, 5_000)
-    (tmp_path / "cgroup/cpuacct/machine/cpuacct.usage").unlink()
-    assert parent.used(found, cgroup.mounts(hybrid.proc)) is None
-
-
-def test_v2_cpu_time(unified: Tree) -> None:
-    found = find(unified)
-    assert found
-    assert parent.used(found, cgroup.mounts(unified.proc)) == (900_000, 700_000)
 
 
 def test_the_weight_is_written_and_read_back(hybrid: Tree) -> None:
