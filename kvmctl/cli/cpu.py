@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_guests
 from kvmctl.cli.duration import seconds
-from kvmctl.cli.output import Column, emit_document, emit_names, note, table
+from kvmctl.cli.output import Column, emit_document, emit_names, note, one_line, table
 from kvmctl.model.units import format_cores
 
 if TYPE_CHECKING:
-    from kvmctl.control.ledger import CpuLedger
+    from collections.abc import Iterator
+
+    from kvmctl.control.ledger import CpuAccount, CpuLedger
+    from kvmctl.policy.explain import Explanation
+
+MOST_TRANSFERS = 12
+"""Lines of an account that are one guest's each; the smaller ones are put together."""
 
 _COLUMNS = (
     Column("name", "NAME"),
@@ -32,25 +39,38 @@ _COLUMNS = (
 @click.option(
     "--sample", callback=seconds, default="1s", show_default=True, metavar="TIME", help="How long to measure, or 0."
 )
+@click.option(
+    "--explain",
+    "name",
+    metavar="GUEST",
+    shell_complete=complete_guests,
+    help="Account for what one guest is entitled to: which bound binds, and who pays.",
+)
 @pass_app
-def cpu(app: App, sample: float) -> None:
+def cpu(app: App, sample: float, name: str | None) -> None:
     """Show what CPU the running guests were promised, what that is worth now, and what they use.
 
     \b
     SHARES, LIMIT, RESERVED  what the guest was promised, in cores
-    ENTITLED                 what it gets while every guest is hungry
+    ENTITLED                 what it is to get while all want what they do now
     WEIGHT                   what the kernel's cgroup file has
     USED                     what it has used in the sample, in cores
     STEAL%                   the time its vCPUs waited for a CPU of the host
     BOUND                    what decides the entitlement
 
+    What guests want is what they used and waited for in the sample; without one, all that they can use.
+
     \b
     Example:
       kvmctl cpu
       kvmctl cpu --sample 500ms -o json
+      kvmctl cpu --explain web1
     """
-    from kvmctl.control.ledger import cpu_ledger
+    from kvmctl.control.ledger import cpu_account, cpu_ledger
 
+    if name is not None:
+        _explain(app, cpu_account(app.hypervisor(), name, sample))
+        return
     ledger = cpu_ledger(app.hypervisor(), sample)
     rows = [asdict(line) for line in ledger.guests]
     if app.output == "name":
@@ -65,8 +85,49 @@ def cpu(app: App, sample: float) -> None:
         note(app, text)
 
 
-def _host(ledger: CpuLedger) -> dict[str, float]:
+def _explain(app: App, account: CpuAccount) -> None:
+    if app.output == "name":
+        emit_names([account.guest.name])
+    elif app.output == "table":
+        click.echo(f"{account.uri}: {_host_line(account)}")
+        for line in _account(account.guest):
+            click.echo(one_line(line))
+    else:
+        emit_document(app, {"uri": account.uri, "host": _host(account), "guest": asdict(account.guest)})
+
+
+def _account(guest: Explanation) -> Iterator[str]:
+    yield f"{guest.name} is entitled to {format_cores(guest.cores)} cores, bound by {guest.bound}: {guest.why}"
+    yield _term(format_cores(guest.by_shares), f"by shares alone, {guest.shares} of {guest.all_shares}")
+    shown = [move for move in guest.transfers if format_cores(abs(move.cores)) != "0"]
+    largest = sorted(shown, key=lambda move: -abs(move.cores))[:MOST_TRANSFERS]
+    for move in shown:
+        if move in largest:
+            way = "from" if move.cores > 0 else "to"
+            yield _term(_signed(move.cores), f"{way} {move.guest or 'nobody'}: {move.why}")
+    rest = [move for move in guest.transfers if move not in largest]
+    if len(shown) > len(largest):
+        yield _term(_signed(sum(move.cores for move in rest)), f"from and to {len(rest)} others")
+    yield _term(format_cores(guest.cores), "in all")
+    yield (
+        f"while every guest wants all it can use: {format_cores(guest.hungry)} cores, bound by {guest.hungry_bound}; "
+        f"weight {guest.weight}"
+    )
+    if guest.note:
+        yield f"{guest.name}: {guest.note}"
+
+
+def _term(amount: str, text: str) -> str:
+    return f"{amount:>8}  {text}"
+
+
+def _signed(cores: float) -> str:
+    return f"{'+' if cores >= 0 else '-'}{format_cores(abs(cores))}"
+
+
+def _host(ledger: CpuLedger | CpuAccount) -> dict[str, float]:
     return {
+        "cores": ledger.cores,
         "capacity": ledger.capacity,
         "reserved": ledger.reserved,
         "free": max(0.0, ledger.capacity - ledger.reserved),
@@ -74,7 +135,8 @@ def _host(ledger: CpuLedger) -> dict[str, float]:
     }
 
 
-def _host_line(ledger: CpuLedger) -> str:
+def _host_line(ledger: CpuLedger | CpuAccount) -> str:
     host = _host(ledger)
-    amounts = {key: format_cores(host[key]) for key in ("capacity", "reserved", "free")}
-    return "{capacity} cores, {reserved} reserved, {free} free to reserve".format(**amounts)
+    amounts = {key: format_cores(host[key]) for key in ("cores", "capacity", "reserved", "free")}
+    ours = "" if ledger.capacity == ledger.cores else "{capacity} of them for guests, "
+    return ("{cores} cores, " + ours + "{reserved} reserved, {free} free to reserve").format(**amounts)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from kvmctl.control.capacity import capacity
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.select import Guest
-from kvmctl.control.weights import ACTIVE, claims
+from kvmctl.control.weights import claims
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.host import node
 from kvmctl.model.errors import RefusedError
 from kvmctl.model.promise import Promise
+from kvmctl.model.sample import ACTIVE
 from kvmctl.policy.admission import admit_cpu, admit_memory
 from kvmctl.policy.diff import overlay
 from kvmctl.policy.promise import promise_of
@@ -39,6 +41,8 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
 
 
 def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: bool, warn: Callable[[str], None]) -> None:
+    # First of all, so that a policy that cannot be read is said before anything is changed.
+    cores = capacity(hypervisor)
     if not any(c.cpu_reservation or c.memory_reservation for c in candidates.values()):
         return
     running = {claim.name: claim.promise for claim, _ in claims(domains.samples_with_domains(hypervisor))}
@@ -46,7 +50,7 @@ def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: boo
     if size is None:
         return
     verdicts = {
-        "CPU": admit_cpu(running, candidates, size.cpus),
+        "CPU": admit_cpu(running, candidates, cores.cores, cores.reserve),
         "memory": admit_memory(running, candidates, size.memory),
     }
     refused = [f"{what} reservations: {v.arithmetic}" for what, v in verdicts.items() if not v.admitted]

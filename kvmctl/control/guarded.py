@@ -10,6 +10,7 @@ from kvmctl.control.weights import renew
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import UsageError
 
 LOCK_WAIT = 10.0
 """Seconds that a person's command waits for another kvmctl before it gives up with exit 9."""
@@ -22,6 +23,11 @@ def guarded(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Iterator[Non
     with lock(hypervisor.uri, LOCK_WAIT):
         yield
         starts.settle(hypervisor, Journal())
-        for outcome in renew(hypervisor):
+        try:
+            outcomes = renew(hypervisor)
+        except UsageError as error:
+            warn(f"{error.message}; so the guests keep the weights they have")
+            return
+        for outcome in outcomes:
             if outcome.result == "not applied":
                 warn(f"weight of guest {outcome.change.guest}: {outcome.reason}")

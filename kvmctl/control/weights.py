@@ -6,6 +6,7 @@ from collections.abc import Iterable, Set
 from dataclasses import replace
 from typing import Any
 
+from kvmctl.control.capacity import capacity, cpus
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
@@ -13,7 +14,8 @@ from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.policy.cpu import CpuClaim, Entitlement, entitlements
-from kvmctl.xml.metadata import promise
+from kvmctl.xml import resources, tree
+from kvmctl.xml.metadata import promise_in
 
 KIND = "weight"
 """The kind of these entries in the journal. A key names one run of a guest, since each start sets the weight anew."""
@@ -23,10 +25,12 @@ def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
     """Give every running guest the weight its entitlement is worth, and read it back; one Outcome per guest.
 
     Nothing is written where nothing differs. Only the running guest is changed: the shares in its definition are
-    its owner's. A guest that fails or stops meanwhile does not keep the others from theirs.
+    its owner's. A guest that fails or stops meanwhile does not keep the others from theirs. Raises UsageError where
+    the host's policy cannot be read.
     """
     claimed = claims(domains.samples_with_domains(hypervisor))
-    entitled = entitlements([claim for claim, _ in claimed], scheduler.host_cores(hypervisor)) if claimed else ()
+    plain = [claim for claim, _domain in claimed]
+    entitled = entitlements(plain, capacity(hypervisor).guests, cpus(hypervisor, plain)) if claimed else ()
     runs = [run_key(hypervisor, claim.name, domain.ID()) for claim, domain in claimed]
     journal = Journal()
     known = journal.entries(KIND)
@@ -55,16 +59,21 @@ def forget_ended(hypervisor: Hypervisor, journal: Journal, runs: Set[str]) -> No
 
 
 def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, Any]]:
-    """What the running ones of these guests were promised, each with its libvirt handle; not those gone meanwhile."""
+    """What the running ones of these guests were promised, each with its libvirt handle; not those gone meanwhile.
+
+    Where a definition pins its guest, the running guest is asked where it may run: that costs a call.
+    """
     found = []
     for sample, domain in guests:
         if sample.state not in ACTIVE:
             continue
         try:
-            definition = domains.definition(domain)
+            root = tree.read(domains.definition(domain))
+            places = scheduler.cpus(domain) if resources.allowed(root) else frozenset[int]()
         except NotFoundError:
             continue
-        found.append((CpuClaim(sample.name, promise(definition, sample.vcpus), sample.vcpus), domain))
+        promise = promise_in(root, sample.vcpus)
+        found.append((CpuClaim(sample.name, promise, sample.vcpus, cpus=places), domain))
     return found
 
 

@@ -1,4 +1,4 @@
-"""CPU weights of running guests, and the cores they divide."""
+"""CPU weights of running guests, the cores they divide, and where they may run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def host_cores(hypervisor: Hypervisor) -> int:
     """The host CPUs that are online."""
     with doing("ask the host for its size"):
         return int(hypervisor.connection.getInfo()[2])
+
+
+def cpus(domain: Any) -> frozenset[int]:
+    """The host CPUs that the running guest's vCPUs may use together."""
+    with doing(f"read the pinning of guest {domain.name()}"):
+        maps = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return frozenset(cpu for allowed in maps for cpu, may in enumerate(allowed) if may)
 
 
 def weight(domain: Any) -> int | None:

@@ -18,16 +18,22 @@ class Verdict:
     arithmetic: str
 
 
-def admit_cpu(running: Mapping[str, Promise], candidates: Mapping[str, Promise], capacity: float) -> Verdict:
-    """Whether `capacity` cores hold the CPU reservations of the running guests and the candidates, by name.
+def admit_cpu(
+    running: Mapping[str, Promise], candidates: Mapping[str, Promise], cores: float, reserve: float = 0.0
+) -> Verdict:
+    """Whether a host of so many cores, of which it keeps `reserve`, holds the CPU reservations of the running guests
+    and the candidates, by name.
 
     A candidate of a running guest's name takes its place. Cores count in thousandths, as they are shown.
     """
     before = {name: promise.cpu_reservation for name, promise in running.items()}
     after = before | {name: promise.cpu_reservation for name, promise in candidates.items()}
     needed, spent = round(sum(after.values()), 3), round(sum(before.values()), 3)
-    admitted = needed <= max(round(capacity, 3), spent)
-    return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, format_cores)} cores")
+    capacity = round(cores - reserve, 3)
+    admitted = needed <= max(capacity, spent)
+    kept = f" ({format_cores(cores)} of the host less {format_cores(cores - capacity)} that it keeps)"
+    arithmetic = f"{_sum(after, needed, capacity, format_cores)} cores{kept if reserve else ''}"
+    return Verdict(admitted, needed, capacity, arithmetic)
 
 
 def admit_memory(running: Mapping[str, Promise], candidates: Mapping[str, Promise], total: int) -> Verdict:

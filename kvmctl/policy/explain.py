@@ -1,13 +1,17 @@
 """Why a guest is entitled to what it is, and at whose cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kvmctl.model.cpuset import format_cpuset
 from kvmctl.model.units import format_cores
 from kvmctl.policy.cpu import Bound, CpuClaim, bounds_of, divided, entitlements, most_bound
 from kvmctl.policy.waterfill import Claim, Portion, groups, waterfill
+
+_Reason = Callable[[CpuClaim, CpuClaim | None], tuple[Bound, str] | None]
+"""Says why cores go from one guest to another, or to nobody; None where that is not for a bound of theirs."""
 
 LEAST = 1e-9
 """Cores that float arithmetic may have made."""
@@ -65,8 +69,8 @@ def explain(claims: Sequence[CpuClaim], capacity: float, name: str, cpus: frozen
     linked = _linked(claims, name, cpus)
     steps = (
         (_place, _moved(name, by_shares, placed, set(by_name))),
-        (_use, _moved(name, placed, usable, linked)),
-        (_reserve, _moved(name, usable, given, linked)),
+        (partial(_use, usable), _moved(name, placed, usable, linked)),
+        (partial(_reserve, given), _moved(name, usable, given, linked)),
     )
     entitled = next(found for found in entitlements(claims, capacity, cpus) if found.name == name)
     return Explanation(
@@ -75,7 +79,7 @@ def explain(claims: Sequence[CpuClaim], capacity: float, name: str, cpus: frozen
         all_shares=all_shares,
         by_shares=by_shares[name],
         transfers=tuple(
-            Transfer(other, cores, *reason(one, by_name[other or name], cores))
+            _transfer(reason, one, by_name[other] if other else None, cores)
             for reason, moves in steps
             for other, cores in moves
         ),
@@ -105,44 +109,46 @@ def _moved(
     mine = change[name]
     lost, gained = -sum(min(0.0, cores) for cores in change.values()), sum(max(0.0, cores) for cores in change.values())
     moves: list[tuple[str | None, float]] = [
-        (other, mine * abs(cores) / (lost if mine > 0 else max(lost, gained)))
-        for other, cores in change.items()
-        if mine * cores < 0
+        (other, mine * abs(cores) / max(lost, gained)) for other, cores in change.items() if mine * cores < 0
     ]
-    if mine < 0:
-        moves.append((None, mine * max(0.0, lost - gained) / lost))
+    if mine:
+        # What cannot be used, where not all that is lost is gained.
+        most, least = (gained, lost) if mine > 0 else (lost, gained)
+        moves.append((None, mine * max(0.0, most - least) / most))
     return sorted((move for move in moves if abs(move[1]) > LEAST), key=lambda move: (-abs(move[1]), move[0] or ""))
 
 
-def _place(one: CpuClaim, other: CpuClaim, cores: float) -> tuple[Bound, str]:
-    return "pinning", _said("pinning", other if cores > 0 else one, one)
+def _place(giver: CpuClaim, _taker: CpuClaim | None) -> tuple[Bound, str]:
+    return "pinning", f"{giver.name} may run on {_cpus(giver)} only"
 
 
-def _use(one: CpuClaim, other: CpuClaim, cores: float) -> tuple[Bound, str]:
-    giver = other if cores > 0 else one
+def _use(usable: Mapping[str, float], giver: CpuClaim, taker: CpuClaim | None) -> tuple[Bound, str] | None:
+    if usable[giver.name] < giver.wanted - LEAST:
+        return None
     bound = most_bound(giver)
-    return bound, _said(bound, giver, one)
-
-
-def _reserve(one: CpuClaim, other: CpuClaim, cores: float) -> tuple[Bound, str]:
-    return "reservation", _said("reservation", one if cores > 0 else other, one)
-
-
-def _said(bound: Bound, claim: CpuClaim, one: CpuClaim) -> str:
-    """What a guest's bound is; the one that is explained is `it`."""
-    who = "it" if claim is one else claim.name
     match bound:
-        case "reservation":
-            return f"{format_cores(claim.floor)} reserved for {who}"
         case "demand":
-            unused = f" of the {format_cores(claim.floor)} reserved for it" if claim.wanted < claim.floor else ""
-            return f"{who} wants {format_cores(claim.wanted)}{unused}"
+            unused = f" of the {format_cores(giver.floor)} reserved for it" if giver.wanted < giver.floor else ""
+            return bound, f"{giver.name} wants {format_cores(giver.wanted)}{unused}"
         case "limit":
-            return f"{who} is limited to {format_cores(claim.promise.cpu_limit)}"
-        case "pinning":
-            return f"{who} may run on {_cpus(claim)} only"
-        case _:
-            return f"{who} has {_count(claim.vcpus, 'vCPU')}"
+            return bound, f"{giver.name} is limited to {format_cores(giver.promise.cpu_limit)}"
+        case "vcpus":
+            return bound, f"{giver.name} has {_count(giver.vcpus, 'vCPU')}"
+    return _place(giver, taker)
+
+
+def _reserve(given: Mapping[str, float], _giver: CpuClaim, taker: CpuClaim | None) -> tuple[Bound, str] | None:
+    if taker is None or given[taker.name] > taker.floor + LEAST:
+        return None
+    return "reservation", f"{format_cores(taker.floor)} are reserved for {taker.name}"
+
+
+def _transfer(reason: _Reason, one: CpuClaim, other: CpuClaim | None, cores: float) -> Transfer:
+    giver, taker = (one, other) if cores < 0 else (other, one)
+    found = reason(giver, taker) if giver else None
+    # Where cpusets overlap, a guest that is pressed on some of its CPUs presses others elsewhere.
+    bound, why = found or ("pinning", "they share CPUs with those that gain or lose")
+    return Transfer(other.name if other else None, cores, bound, why)
 
 
 def _why(claim: CpuClaim, bound: Bound, portions: Mapping[str, Portion]) -> str:

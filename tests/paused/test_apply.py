@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmctl.control.hostpolicy import host_policy
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.hostpolicy import capacity
+from kvmctl.model.units import format_cores
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, until
 
@@ -109,7 +112,8 @@ def test_admission_counts_reservations(kvmctl: Kvmctl, make_name: Names, file: C
     path = file(f"{{name: {name}, cpu: {{count: {cores + 1}, reservation: {cores + 1}}}}}")
     refused = kvmctl("apply", "-f", path, code=5)
     assert f"{name} {cores + 1}" in refused.err
-    assert f"> {cores} cores" in refused.err
+    room = format_cores(capacity(host_policy(), cores))
+    assert f"> {room} cores ({cores} of the host less " in refused.err
     kvmctl("show", name, code=3)
     assert "forced" in kvmctl("apply", "-f", path, "--force").err
 

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from kvmctl.control import weights
+from kvmctl.control.capacity import capacity
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Outcome
+from kvmctl.model.sample import ACTIVE
 from kvmctl.xml.metadata import NAMESPACE
+from tests.conftest import Kvmctl
 from tests.support import Guest
 
 pytestmark = pytest.mark.paused
@@ -82,7 +85,7 @@ def virsh_weight(guest: Guest) -> int:
 
 def part(guest: Guest) -> float:
     """The guest's part of the weights of all running guests, whoever started them, as the kernel has them."""
-    running = [sample for sample in domains.samples(guest.hypervisor) if sample.state in weights.ACTIVE]
+    running = [sample for sample in domains.samples(guest.hypervisor) if sample.state in ACTIVE]
     total = sum(kernel_weight(Guest(guest.hypervisor, sample.name)) for sample in running)
     return kernel_weight(guest) / total
 
@@ -113,7 +116,7 @@ def test_a_limited_guest_leaves_its_part_to_the_others(
     limited, free = start("limited", shares=3000, limit=cores / 10), start("free", shares=900)
     weights.renew(hypervisor)
     assert kernel_weight(free) == 900
-    assert part(limited) <= 0.101
+    assert part(limited) <= cores / 10 / capacity(hypervisor).guests + 0.001
 
 
 def test_the_definition_keeps_the_owners_shares(
@@ -207,3 +210,50 @@ def test_a_transient_guest_keeps_its_shares(
     assert outcome.result == "not applied"
     assert "transient" in outcome.reason
     assert kernel_weight(Guest(hypervisor, name)) == 1000
+
+
+def test_weights_divide_what_the_host_leaves(
+    hypervisor: Hypervisor,
+    start: Callable[..., Guest],
+    cores: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarter of the host is a third of what the guests may use, where the host keeps a quarter for itself."""
+    file = tmp_path / "host.yaml"
+    file.write_text(f"cpu: {{reserve: {cores / 4}}}")
+    monkeypatch.setenv("KVMCTL_HOST_FILE", str(file))
+    reserved, _other = start("reserved", shares=2, reservation=cores / 4), start("other", shares=3000)
+    weights.renew(hypervisor)
+    assert part(reserved) == pytest.approx(1 / 3, abs=0.005)
+
+
+def test_where_a_guest_may_run_counts(hypervisor: Hypervisor, start: Callable[..., Guest], cores: int) -> None:
+    """A guest whose definition pins it is asked where it runs."""
+    first, other = start("first"), start("other")
+    weights.renew(hypervisor)
+    assert kernel_weight(first) == kernel_weight(other) == 1000
+    for flags in (1, 2):  # VIR_DOMAIN_AFFECT_LIVE, VIR_DOMAIN_AFFECT_CONFIG
+        for vcpu in range(cores):
+            first.domain.pinVcpuFlags(vcpu, tuple(cpu == 0 for cpu in range(cores)), flags)
+    found = weights.claims(domains.samples_with_domains(hypervisor))
+    assert {claim.name: claim.cpus for claim, _ in found if "po-" in claim.name} == {
+        first.name: frozenset({0}), other.name: frozenset(),
+    }  # fmt: skip
+    assert results(weights.renew(hypervisor), other) == ["unchanged"]
+
+
+def test_a_policy_that_cannot_be_read_stops_nobody_and_starts_nobody(
+    kvmctl: Kvmctl, start: Callable[..., Guest], tmp_path: Path
+) -> None:
+    guest, _other, file = start("guest"), start("other"), tmp_path / "host.yaml"
+    file.write_text("cpu: {reserve: much}")
+    env = {"KVMCTL_HOST_FILE": str(file)}
+    stopped = kvmctl("stop", guest.name, "--force", "--timeout", "0", env=env)
+    assert f"{file}" in stopped.err
+    assert "so the guests keep the weights they have" in stopped.err
+    refused = kvmctl("start", guest.name, "--paused", env=env, code=2)
+    assert f"{file}:1:" in refused.err
+    assert domains.state(guest.domain) == "stopped"
+    assert f"{file}:1:" in kvmctl("set", guest.name, "cpu.shares=5", env=env, code=2).err
+    assert f"{file}:1:" in kvmctl("cpu", "--sample", "0", env=env, code=2).err

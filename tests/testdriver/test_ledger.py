@@ -53,10 +53,37 @@ def test_what_the_kernel_knows_is_unknown_elsewhere(kvmctl: Kvmctl, noun: str) -
 
 def test_a_test_drivers_promises_count(kvmctl: Kvmctl) -> None:
     document = kvmctl("-c", DEFAULT, "-o", "json", "cpu", "--sample", "0").json()
-    assert document["host"] == {"capacity": 16.0, "reserved": 0.0, "free": 16.0, "sampled_seconds": 0.0}
+    assert document["host"] == {
+        "cores": 16, "capacity": 16.0, "reserved": 0.0, "free": 16.0, "sampled_seconds": 0.0,
+    }  # fmt: skip
     (guest,) = document["guests"]
     assert (guest["name"], guest["shares"], guest["limit"], guest["entitlement"]) == ("test", 2000, None, 2.0)
     assert guest["bound"] == "vcpus"
+
+
+def test_an_account_of_a_test_drivers_guest(kvmctl: Kvmctl) -> None:
+    ran = kvmctl("-c", DEFAULT, "cpu", "--sample", "0", "--explain", "test")
+    assert ran.out.splitlines() == [
+        f"{DEFAULT}: 16 cores, 0 reserved, 16 free to reserve",
+        "test is entitled to 2 cores, bound by vcpus: its 2 vCPUs can use 2 cores",
+        "      16  by shares alone, 2000 of 2000",
+        "     -14  to nobody: test has 2 vCPUs",
+        "       2  in all",
+        "while every guest wants all it can use: 2 cores, bound by vcpus; weight 2000",
+    ]
+    document = kvmctl("-c", DEFAULT, "-o", "json", "cpu", "--sample", "0", "--explain", "test").json()
+    assert list(document) == ["uri", "host", "guest"]
+    assert document["guest"]["transfers"] == [
+        {"guest": None, "cores": -14.0, "bound": "vcpus", "why": "test has 2 vCPUs"}
+    ]
+    assert kvmctl("-c", DEFAULT, "-o", "name", "cpu", "--sample", "0", "--explain", "test").out == "test\n"
+
+
+@pytest.mark.parametrize("name", ["tes", "", "1", "te*", "tést", "-x"])
+def test_nobody_to_account_for(kvmctl: Kvmctl, name: str) -> None:
+    ran = kvmctl("-c", DEFAULT, "cpu", "--explain", name, code=3)
+    assert f"there is no guest {name!r} on {DEFAULT}" in ran.err
+    assert not ran.out
 
 
 def test_an_empty_ledger_names_the_hypervisor(kvmctl: Kvmctl, empty: str) -> None:

@@ -35,6 +35,13 @@ def test_what_fits_exactly_is_admitted() -> None:
     assert verdict.arithmetic == "web1 0.5 + new 1.5 = 2 <= 2 cores"
 
 
+def test_what_the_host_keeps_is_named() -> None:
+    verdict = admit_cpu({"web1": cpu(0.5)}, {"new": cpu(1.5)}, 2, 0.1)
+    assert (verdict.admitted, verdict.capacity) == (False, 1.9)
+    assert verdict.arithmetic == "web1 0.5 + new 1.5 = 2 > 1.9 cores (2 of the host less 0.1 that it keeps)"
+    assert admit_cpu({"web1": cpu(0.5)}, {"new": cpu(1.4)}, 2, 0.1).admitted
+
+
 def test_floats_refuse_nobody() -> None:
     running = {f"g{number}": cpu(0.1) for number in range(19)}
     assert sum(0.1 for _ in range(20)) > 2.0
