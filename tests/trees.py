@@ -45,3 +45,26 @@ def v1(directory: Path, shares: int, quota: int = -1, period: int = 100_000) -> 
 
 def v2(directory: Path, weight: int, maximum: str = "max 100000") -> Path:
     return fill(directory, cpu__weight=weight, cpu__max=maximum)
+
+
+def plain_host(top: Path) -> Tree:
+    """A v1 host without systemd: guests' groups on one side, all other tasks at the root."""
+    tree = Tree(top)
+    cpu = tree.mount("cpu", "cgroup", "rw,cpu")
+    v1(cpu / "machine", 1024)
+    v1(cpu / V1_GUEST, 1024)
+    fill(cpu, release_agent="", tasks="1\n2\n30\n31\n")
+    return tree
+
+
+def systemd_host(top: Path) -> Tree:
+    """A systemd host with cgroup v2, laid out as Debian 12 does."""
+    tree = Tree(top)
+    (top / "run/systemd/system").mkdir(parents=True)
+    root = tree.mount("", "cgroup2", "rw,nsdelegate,memory_recursiveprot")
+    fill(root, cgroup__controllers="cpuset cpu io memory hugetlb pids rdma misc")
+    for name, populated in (("init.scope", 1), ("system.slice", 1), ("user.slice", 0), ("machine.slice", 1)):
+        fill(v2(root / name, 100), cgroup__events=f"populated {populated}\nfrozen 0", cgroup__type="domain")
+    v2(root / V2_GUEST, 100)
+    v2(root / V2_GUEST / "libvirt", 100)
+    return tree

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kvmctl.host import cgroup
-from tests.trees import PID, V1_GUEST, V2_GUEST, Tree, fill, v1, v2
+from tests.trees import PID, V1_GUEST, V2_GUEST, Tree, v1, v2
 
 pytestmark = pytest.mark.unit
 

@@ -7,34 +7,19 @@ from kvmctl.control import parent as control
 from kvmctl.host import cgroup, parent
 from kvmctl.host.journal import Journal
 from kvmctl.model.errors import KvmctlError
-from tests.trees import V1_GUEST, V2_GUEST, Tree, fill, v1, v2
+from tests.trees import V1_GUEST, V2_GUEST, Tree, fill, plain_host, systemd_host, v1
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
 def hybrid(tmp_path: Path) -> Tree:
-    """A v1 host without systemd: guests' groups on one side, all other tasks at the root."""
-    tree = Tree(tmp_path)
-    cpu = tree.mount("cpu", "cgroup", "rw,cpu")
-    v1(cpu / "machine", 1024)
-    v1(cpu / V1_GUEST, 1024)
-    fill(cpu, release_agent="", tasks="1\n2\n30\n31\n")
-    return tree
+    return plain_host(tmp_path)
 
 
 @pytest.fixture
 def unified(tmp_path: Path) -> Tree:
-    """A systemd host with cgroup v2, laid out as Debian 12 does."""
-    tree = Tree(tmp_path)
-    (tmp_path / "run/systemd/system").mkdir(parents=True)
-    root = tree.mount("", "cgroup2", "rw,nsdelegate,memory_recursiveprot")
-    fill(root, cgroup__controllers="cpuset cpu io memory hugetlb pids rdma misc")
-    for name, populated in (("init.scope", 1), ("system.slice", 1), ("user.slice", 0), ("machine.slice", 1)):
-        fill(v2(root / name, 100), cgroup__events=f"populated {populated}\nfrozen 0", cgroup__type="domain")
-    v2(root / V2_GUEST, 100)
-    v2(root / V2_GUEST / "libvirt", 100)
-    return tree
+    return systemd_host(tmp_path)
 
 
 def find(tree: Tree, *guests: str) -> parent.Parent | None:

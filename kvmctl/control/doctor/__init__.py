@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from kvmctl.control.doctor import connection, kernel, policy, schedule, storage
+from kvmctl.control.doctor import connection, kernel, parent, policy, schedule, storage
 from kvmctl.control.doctor.check import Check, attempt
 from kvmctl.hypervisor import host
 from kvmctl.hypervisor.capabilities import qemu_user
@@ -20,6 +20,7 @@ def examine(uri: str, connect_to: Callable[[], Hypervisor]) -> Iterator[Check]:
     if opened.local:
         yield from kernel.checks(user, _version(opened.hypervisor))
         yield from attempt("policy", lambda: [policy.check()])
+        yield from attempt(parent.NAME, lambda: parent.checks(opened.hypervisor))
         yield from attempt(schedule.NAME, schedule.checks)
     else:
         yield Check("host", "unknown", f"{opened.uri} is not on this machine, so its kernel cannot be examined")
