@@ -13,6 +13,9 @@ from kvmctl.host import cgroup
 from kvmctl.host.journal import Journal
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.hostpolicy import HostPolicy, capacity
+from kvmctl.model.plan import Memory
+from kvmctl.policy.parent import cores_used
+from kvmctl.policy.tick import window
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,9 @@ class GroundPlan:
         return (*filter(None, (self.parent,)), *(one.change for one in self.threads))
 
 
-def plan(observed: Observed, policy: HostPolicy) -> GroundPlan:
-    """What the ground needs, for the guests of this machine; nothing where none runs or the policy leaves it."""
+def plan(observed: Observed, before: Memory | None, policy: HostPolicy) -> GroundPlan:
+    """What the ground needs, for the guests of this machine, after what was used since `before`; nothing where none
+    runs or the policy leaves it."""
     host, visible, journal = observed.snapshot.host, cgroup.mounts(), Journal()
     mount = cgroup.cpu_mount(visible)
     if not observed.directories or host is None or mount is None:
@@ -39,7 +43,8 @@ def plan(observed: Observed, policy: HostPolicy) -> GroundPlan:
     standing = None
     if policy.cpu.parent == "manage":
         cpus = len(host.online) or host.cpus
-        standing = parent.standing(observed.directories.values(), capacity(policy, cpus), cpus, visible)
+        used = cores_used(observed.snapshot, before, window(observed.snapshot, before))
+        standing = parent.standing(observed.directories.values(), capacity(policy, cpus), cpus, visible, used)
     due: tuple[ThreadChange, ...] = ()
     if policy.cpu.threads == "manage":
         due = tuple(threads.plan(observed.directories.items(), mount.version, journal, respect))

@@ -62,7 +62,8 @@ class Controller:
     def plan(self) -> Ticked:
         """Observe and decide, and change nothing."""
         observed = self.observer.observe()
-        return Ticked(observed, ground.plan(observed, self.policy), decide(observed.snapshot, self.memory, self.policy))
+        below = ground.plan(observed, self.memory, self.policy)
+        return Ticked(observed, below, decide(observed.snapshot, self.memory, self.policy))
 
     def tick(self) -> Ticked:
         """One whole round, under the hypervisor's lock. Raises LockedError where that is not to be had in time."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvmctl.model.host_sample import Snapshot
+from kvmctl.model.plan import Memory
+from kvmctl.model.sample import ACTIVE
+
 DEFAULT_WEIGHT = {1: 1024, 2: 100}
 """What a new cgroup weighs in each cgroup version, and what a task at nice 0 that shares its level weighs there."""
 WEIGHT_RANGE = {1: (2, 262_144), 2: (1, 10_000)}
@@ -29,6 +33,22 @@ def competing_weight(version: int, groups: Iterable[int], alone: bool, cpus: int
     How many of them will be busy is not known before they are: one for every CPU is assumed.
     """
     return max(sum(groups) + (cpus if alone else 0) * DEFAULT_WEIGHT[version], DEFAULT_WEIGHT[version])
+
+
+def cores_used(now: Snapshot, before: Memory | None, seconds: float) -> tuple[float, float] | None:
+    """Cores that the guests and everything else used in the `seconds` between two looks; None where that is unknown,
+    which it is too where a guest has been started between them."""
+    busy, was = now.host.busy if now.host else None, before.busy if before else None
+    if before is None or seconds <= 0 or busy is None or was is None:
+        return None
+    spent = 0
+    for guest in now.guests:
+        if guest.state in ACTIVE:
+            old = before.guests.get(guest.uuid)
+            if old is None or old.run != guest.run or guest.cpu_time is None or old.cpu_time is None:
+                return None
+            spent += guest.cpu_time - old.cpu_time
+    return spent / 1e9 / seconds, max(0, busy - was - spent) / 1e9 / seconds
 
 
 def measured_weight(weight: int, guests: float, others: float, cpus: int) -> float | None:

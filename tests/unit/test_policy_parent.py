@@ -2,6 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmctl.model.host_sample import HostSample, Snapshot
+from kvmctl.model.plan import GuestMemory, Memory
+from kvmctl.model.sample import GuestSample
 from kvmctl.policy.parent import (
     ALL_BUSY,
     DEFAULT_WEIGHT,
@@ -10,6 +13,7 @@ from kvmctl.policy.parent import (
     WEIGHT_RANGE,
     assumed_weight,
     competing_weight,
+    cores_used,
     is_due,
     kept_cores,
     measured_weight,
@@ -129,6 +133,43 @@ def test_what_takes_cpu_whatever_weighs_how_much_does_not_raise_the_weight_witho
         measured = measured_weight(present, 1.5, 0.5, 2)
         present = parent_weight(1, 1.9, 0.1, assumed_weight(2048, measured))
     assert present == MOST_MEASURED * 38_912
+
+
+def snapshot(busy: int | None, *guests: tuple[str, int, int | None, str]) -> Snapshot:
+    """Seconds of CPU of the whole host, and of guests: UUID, run, seconds, state."""
+    host = HostSample(
+        cpus=2, base_mhz=None, memory_total=1, memory_available=1, swap_total=0, swap_free=0, cgroup_version=1,
+        busy=None if busy is None else busy * 10**9,
+    )  # fmt: skip
+    samples = tuple(
+        GuestSample(uuid, uuid, state, 1, 1, run=run, cpu_time=None if time is None else time * 10**9)
+        for uuid, run, time, state in guests
+    )
+    return Snapshot("qemu:///system", 0, 0.0, "boot", samples, host)
+
+
+BEFORE = Memory(0, "boot", 100 * 10**9, None, {"a": GuestMemory(7, 10 * 10**9, (), None)})
+
+
+def test_what_was_used_is_the_guests_and_the_rest() -> None:
+    assert cores_used(snapshot(110, ("a", 7, 18, "running")), BEFORE, 5) == (1.6, 0.4)
+    assert cores_used(snapshot(110, ("a", 7, 18, "running"), ("off", 0, None, "stopped")), BEFORE, 5) == (1.6, 0.4)
+    assert cores_used(snapshot(107, ("a", 7, 18, "running")), BEFORE, 5) == (1.6, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "seconds"),
+    [
+        (snapshot(110, ("a", 7, 18, "running")), None, 5),
+        (snapshot(110, ("a", 7, 18, "running")), BEFORE, 0),
+        (snapshot(None, ("a", 7, 18, "running")), BEFORE, 5),
+        (snapshot(110, ("a", 8, 18, "running")), BEFORE, 5),
+        (snapshot(110, ("a", 7, None, "running")), BEFORE, 5),
+        (snapshot(110, ("a", 7, 18, "running"), ("b", 1, 3, "running")), BEFORE, 5),
+    ],
+)
+def test_what_was_used_is_unknown(now: Snapshot, before: Memory | None, seconds: float) -> None:
+    assert cores_used(now, before, seconds) is None
 
 
 @given(st.integers(2, 262_144), st.integers(2, 262_144))
