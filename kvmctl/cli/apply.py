@@ -11,6 +11,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.changes import show_outcomes, show_pending
+from kvmctl.cli.clock import reading
 from kvmctl.cli.completion import complete_fields, complete_guests
 from kvmctl.cli.output import moves_cursor, warn
 from kvmctl.model.errors import KvmctlError, NotFoundError, UsageError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from kvmctl.control.apply import Applied
     from kvmctl.control.plan import GuestPlan, Planner
     from kvmctl.hypervisor.connection import Hypervisor
-    from kvmctl.model.fields import Context
     from kvmctl.model.spec import GuestFile
 
 _files = click.option(
@@ -59,7 +59,7 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
 
     if disks and not prune:
         raise UsageError("--disks says what --prune does with disks", "add --prune, or leave out --disks")
-    wanted = _load(files)
+    wanted = _load(app, files)
     if prune and wanted.project is None:
         raise UsageError(
             "--prune needs a project, so that it knows which guests are its own", "add `project: NAME` to the file"
@@ -93,7 +93,8 @@ def diff(app: App, files: tuple[str, ...]) -> int:
     Example:
       kvmctl diff -f guests.yaml
     """
-    return show_pending(app, _plan(app.hypervisor(), _load(files), force=True, quiet=True), [])
+    wanted = _load(app, files)
+    return show_pending(app, _plan(app.hypervisor(), wanted, force=True, quiet=True), [])
 
 
 @click.command("set")
@@ -113,9 +114,11 @@ def set_(app: App, name: str, assignments: tuple[str, ...], dry_run: bool, force
     from kvmctl.control.assign import assigned
 
     hypervisor = app.hypervisor()
+    pairs = _pairs(assignments)
     with _locked(hypervisor, dry_run):
-        planner = _planner(hypervisor)
-        plan = planner.plan(assigned(hypervisor, name, _pairs(assignments), _context()), must_exist=True)
+        with reading(app, any(value.endswith("Hz") for value in pairs.values())) as context:
+            wanted = assigned(hypervisor, name, pairs, context)
+        plan = _planner(hypervisor).plan(wanted, must_exist=True)
         _admit(hypervisor, [plan], force)
         if dry_run:
             return show_pending(app, [plan], [])
@@ -131,11 +134,13 @@ def _locked(hypervisor: Hypervisor, dry_run: bool) -> AbstractContextManager[Non
     return nullcontext() if dry_run else lock(hypervisor.uri, LOCK_WAIT)
 
 
-def _load(files: Sequence[str]) -> GuestFile:
+def _load(app: App, files: Sequence[str]) -> GuestFile:
     from kvmctl.model.document import MAX_BYTES
     from kvmctl.model.guestfile import load
 
-    return load([(name, _read(name, MAX_BYTES + 1)) for name in files], _context())
+    sources = [(name, _read(name, MAX_BYTES + 1)) for name in files]
+    with reading(app, any(b"Hz" in data for _, data in sources)) as context:
+        return load(sources, context)
 
 
 def _read(name: str, limit: int) -> bytes:
@@ -161,13 +166,6 @@ def _pairs(assignments: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{quoted(key)} is given twice", "say each field once")
         pairs[key] = value
     return pairs
-
-
-def _context() -> Context:
-    from kvmctl.host.cpu import base_mhz
-    from kvmctl.model.fields import Context
-
-    return Context(base_mhz())
 
 
 def _planner(hypervisor: Hypervisor) -> Planner:

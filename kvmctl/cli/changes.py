@@ -124,7 +124,7 @@ def _summary(outcomes: Sequence[Outcome], total: int) -> str:
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:
-    """A refused field is exit 5, a balloon that did not move is exit 7, and some of several fields is exit 8."""
+    """A refused field is exit 5, what the guest did not give in time exit 7, and some of several fields exit 8."""
     missed = [outcome for outcome in outcomes if outcome.result == "not applied"]
     if not missed:
         return 0
@@ -132,4 +132,4 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
         return 8
     if all(outcome.change.how == "refused" for outcome in missed):
         return 5
-    return 7 if all(outcome.change.field == "memory.size" for outcome in missed) else 1
+    return 7 if all(outcome.change.field in ("memory.size", "cpu.count") for outcome in missed) else 1

@@ -12,19 +12,26 @@ from kvmctl.control.parallel import each
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.resolve import INTENT, VolumePlan
 from kvmctl.control.verify import verify
+from kvmctl.control.wait import until
 from kvmctl.control.weights import renew
+from kvmctl.host import affinity
 from kvmctl.host.journal import Journal
+from kvmctl.host.process import find_guests
 from kvmctl.hypervisor import domains, live, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model import fields
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.cpuset import parse_cpuset
-from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, UnreachableError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, TimedOutError, UnreachableError
 from kvmctl.model.spec import GuestSpec
+from kvmctl.policy.diff import overlay, reachable_vcpus
 from kvmctl.xml import metadata
 from kvmctl.xml.edit import edit
 from kvmctl.xml.images import images
 from kvmctl.xml.render import render, render_volume
+
+VCPU_WAIT = 10.0
+"""Seconds for a guest to let go of a vCPU, beyond the five that libvirt waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,9 @@ def _act(hypervisor: Hypervisor, plan: GuestPlan, journal: Journal) -> _Acted:
     failures: dict[str, str] = {}
     if plan.live is not None:
         failures = _set_live(domain, plan)
+        if hypervisor.local and any(change.field in ("cpu.pin", "cpu.emulator-pin") for change in plan.changes):
+            for pid in find_guests([domain.UUIDString()]).values():
+                affinity.gather(pid)
     error = None
     if plan.brings_to:
         try:
@@ -199,15 +209,38 @@ def _set_limit(domain: Any, plan: GuestPlan) -> None:
     live.set_limit(domain, plan.desired.cpu.limit)
 
 
+def _set_pin(domain: Any, plan: GuestPlan) -> None:
+    live.set_pin(domain, _cpus(_stored(plan).cpu.pin))
+    # An emulator without a pinning of its own is where the vCPUs' is, as at the guest's next start.
+    if not _stored(plan).cpu.emulator_pin and live.emulator_pin(domain) is not None:
+        _set_emulator_pin(domain, plan)
+
+
+def _set_emulator_pin(domain: Any, plan: GuestPlan) -> None:
+    cpu = _stored(plan).cpu
+    live.set_emulator_pin(domain, _cpus(cpu.emulator_pin or cpu.pin))
+
+
+def _stored(plan: GuestPlan) -> GuestSpec:
+    """What the guest's definition says by now."""
+    assert plan.current is not None
+    return overlay(plan.current, wanted(plan))
+
+
+def _cpus(text: str | None) -> frozenset[int]:
+    return parse_cpuset(text) if text else frozenset()
+
+
 def _set_count(domain: Any, plan: GuestPlan) -> None:
     assert plan.desired.cpu.count is not None
-    live.set_vcpus(domain, plan.desired.cpu.count)
-
-
-def _set_pin(domain: Any, plan: GuestPlan) -> None:
-    text = plan.desired.cpu.pin
-    cpus = parse_cpuset(text) if text else frozenset()
-    live.set_pin(domain, cpus)
+    assert plan.live is not None
+    count = reachable_vcpus(plan.desired.cpu.count, plan.live)
+    try:
+        live.set_vcpus(domain, count)
+    except TimedOutError:
+        # What the guest has let go of after this wait is read back with everything else.
+        if domains.state(domain) == "running":
+            until(lambda: live.vcpus(domain), lambda now: now == count, VCPU_WAIT)
 
 
 def _set_balloon(domain: Any, plan: GuestPlan) -> None:
@@ -226,6 +259,7 @@ _SETTERS: dict[str, Callable[[Any, GuestPlan], None]] = {
     "cpu.limit": _set_limit,
     "cpu.count": _set_count,
     "cpu.pin": _set_pin,
+    "cpu.emulator-pin": _set_emulator_pin,
     "memory.size": _set_balloon,
     "description": _set_description,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,7 @@ class Planner:
         full, seed = self._seed(full, None)
         volumes += seed
         brings_to = {"paused": "paused", "stopped": None}.get(spec.state or "running", "running")
-        self._check(full, volumes, starts=brings_to is not None)
+        self._check(full, volumes, brings_to is not None, preflight.pins(self.hypervisor, full))
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in volumes]
         changes.append(Change(spec.name, "guest", None, _guest_words(full), "create"))
         if brings_to:
@@ -131,7 +131,9 @@ class Planner:
                 f"define it: kvmctl xml {argument(spec.name)} > guest.xml && virsh define guest.xml",
             )
         if changes:
-            self._check(resolved, volumes + seed, starts=brings_to is not None)
+            changed = None if brings_to and not running else {change.field for change in changes}
+            pins = preflight.pins(self.hypervisor, overlay(current, resolved), changed)
+            self._check(resolved, volumes + seed, brings_to is not None, pins)
             _check_together(raised, current)
         platform = self.platform(
             resolved.accelerator if resolved.accelerator in ("kvm", "tcg") else current.accelerator or "kvm"
@@ -176,8 +178,10 @@ class Planner:
             plan,
         )
 
-    def _check(self, spec: GuestSpec, volumes: tuple[VolumePlan, ...], starts: bool) -> None:
-        found = list(preflight.problems(self.hypervisor, spec, volumes, self.capabilities, starts))
+    def _check(
+        self, spec: GuestSpec, volumes: tuple[VolumePlan, ...], starts: bool, pins: Iterable[KvmctlError]
+    ) -> None:
+        found = [*preflight.problems(self.hypervisor, spec, volumes, self.capabilities, starts), *pins]
         if found:
             raise_together(found)
 

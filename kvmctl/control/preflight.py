@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kvmctl.control.resolve import VolumePlan
 from kvmctl.host import access
-from kvmctl.hypervisor import networks
+from kvmctl.hypervisor import host, networks
 from kvmctl.hypervisor.capabilities import qemu_user
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model import fields
+from kvmctl.model.cpuset import format_cpuset, parse_cpuset
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, UsageError
 from kvmctl.model.spec import GuestSpec
+from kvmctl.policy.pinning import unusable
+
+_PINS = ("cpu.pin", "cpu.emulator-pin")
 
 
 def problems(
@@ -28,6 +34,17 @@ def problems(
                 f"guest {spec.name}: there is no bridge {nic.bridge!r} on this host",
                 f"make it: ip link add {nic.bridge} type bridge",
             )
+
+
+def pins(hypervisor: Hypervisor, spec: GuestSpec, keys: Collection[str] | None = None) -> Iterator[RefusedError]:
+    """The pinnings of `spec` that this host's CPUs do not allow; of those among `keys`, where these are given."""
+    said = [(key, str(text)) for key in _PINS if (keys is None or key in keys) and (text := fields.get(spec, key))]
+    found = host.cpus(hypervisor) if said else None
+    for key, text in said:
+        with suppress(ValueError):  # somebody else's, which only libvirt can judge
+            if found and (why := unusable(parse_cpuset(text), found)):
+                hint = f"choose from {format_cpuset(found.online)}, or write none"
+                yield RefusedError(f"guest {spec.name}: {key} {why}", hint)
 
 
 def _files(spec: GuestSpec, to_be_made: set[str], user: tuple[int, int] | None) -> Iterator[KvmctlError]:

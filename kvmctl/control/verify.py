@@ -13,7 +13,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import format_size
-from kvmctl.policy.diff import diff
+from kvmctl.policy.diff import diff, reachable_vcpus
 from kvmctl.xml.parse import parse
 
 BALLOON_WAIT = 60.0
@@ -38,6 +38,8 @@ def verify(
             found.append(_made(hypervisor, plan, domain, change, failures, stored))
         elif change.field == "memory.size" and plan.live is not None:
             found.append(_ballooned(plan, domain, change, failures, stored, wait))
+        elif change.field == "cpu.count" and plan.live is not None and change.how == "live":
+            found.append(_plugged(plan, domain, change, failures, stored))
         else:
             found.append(_stored(change, left.get(change.field), failures))
     return tuple(found)
@@ -71,6 +73,25 @@ def _made(
     volume = next(volume for volume in plan.volumes if f"volumes.{volume.name}" == change.field)
     there = storage.lookup(storage.pool(hypervisor, volume.pool), volume.name)
     return Outcome(change, "changed" if there else "not applied", "" if there else "the volume is not there")
+
+
+def _plugged(plan: GuestPlan, domain: Any, change: Change, failures: dict[str, str], stored: GuestSpec) -> Outcome:
+    """A vCPU that was plugged in is there; one that the guest shall let go of is there until it does."""
+    wanted, now = plan.desired.cpu.count, live.vcpus(domain)
+    assert wanted is not None
+    assert plan.live is not None
+    target = reachable_vcpus(wanted, plan.live)
+    if stored.cpu.count != wanted:
+        return Outcome(change, "not applied", f"it is {stored.cpu.count} after all", stored.cpu.count)
+    if now == wanted:
+        return Outcome(change, "changed", change.reason, now)
+    if change.field in failures:
+        return Outcome(change, "pending restart", f"{failures[change.field]}: it has {now} until then", now)
+    if now != target:
+        why = f"the guest has not let go of {now - target} of its vCPUs: it has {now}"
+        return Outcome(change, "not applied", f"{why}; the number is stored for its next start", now)
+    why = "has its present maximum" if now < wanted else "keeps those that it was started with"
+    return Outcome(change, "pending restart", f"{why}, {now}, until then", now)
 
 
 def _ballooned(

@@ -15,6 +15,7 @@ import libvirt
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.errors import translate
+from kvmctl.model.cpuset import HostCpus
 from kvmctl.model.metrics import Flow, GuestReading
 from kvmctl.model.units import MIB
 
@@ -101,6 +102,15 @@ def node(hypervisor: Hypervisor) -> Node | None:
         memory=memory["total"] * 1024 if "total" in memory else info[1] * MIB,
         free=memory["free"] * 1024 if "free" in memory else None,
     )
+
+
+def cpus(hypervisor: Hypervisor) -> HostCpus | None:
+    """The machine's CPUs, by the numbers that guests are pinned by."""
+    found = _supported("ask which CPUs the host has", hypervisor.connection.getCPUMap)
+    if found is None:
+        return None
+    count, online = found[:2]
+    return HostCpus(frozenset(range(count)), frozenset(number for number, on in enumerate(online) if on))
 
 
 def tsc_hz(capabilities_xml: str) -> int | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from operator import eq
 from typing import Any
 
 import libvirt
 
-from kvmctl.hypervisor.errors import doing
+from kvmctl.hypervisor.errors import doing, translate
 from kvmctl.model.units import KIB
 
 QUOTA_PERIOD = 100_000
@@ -48,9 +48,9 @@ def vcpus(domain: Any) -> int:
 def set_pin(domain: Any, cpus: Collection[int]) -> None:
     """Let every vCPU run on these host CPUs only; none given means on any."""
     with doing(f"pin the vCPUs of guest {domain.name()}"):
-        host_cpus = domain.connect().getCPUMap()[0]
-        allowed = tuple(not cpus or cpu in cpus for cpu in range(host_cpus))
-        for vcpu in range(domain.vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)):
+        allowed = _cpu_map(domain, cpus)
+        # Those that are not plugged in yet as well: they come with the pinning that they have then.
+        for vcpu in range(domain.vcpusFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_VCPU_MAXIMUM)):
             domain.pinVcpuFlags(vcpu, allowed, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
@@ -60,7 +60,15 @@ def pin(domain: Any) -> frozenset[int] | None:
         maps = set(domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE))
     if len(maps) > 1:
         return None
-    allowed = maps.pop()
+    return _cpus_of(maps.pop())
+
+
+def _cpu_map(domain: Any, cpus: Collection[int]) -> tuple[bool, ...]:
+    """libvirt's form of a set of host CPUs; none given means any."""
+    return tuple(not cpus or cpu in cpus for cpu in range(domain.connect().getCPUMap()[0]))
+
+
+def _cpus_of(allowed: Sequence[bool]) -> frozenset[int]:
     return frozenset() if all(allowed) else frozenset(cpu for cpu, may in enumerate(allowed) if may)
 
 
@@ -71,6 +79,36 @@ def is_pinned_as_defined(domain: Any) -> bool:
             return True
         now = domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE)
         return all(map(eq, now, domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_CONFIG)))
+
+
+def set_emulator_pin(domain: Any, cpus: Collection[int]) -> None:
+    """Let what QEMU does beside running vCPUs run on these host CPUs only; none given means on any."""
+    with doing(f"pin the emulator of guest {domain.name()}"):
+        domain.pinEmulator(_cpu_map(domain, cpus), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def emulator_pin(domain: Any) -> frozenset[int] | None:
+    """The host CPUs that the emulator may run on; empty where it may use any, None on a hypervisor without one."""
+    found = _emulator_pin(domain, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return None if found is None else _cpus_of(found)
+
+
+def is_emulator_pinned_as_defined(domain: Any) -> bool:
+    """Whether the emulator may run where the definition that outlives the guest's running lets it."""
+    with doing(f"read the pinning of guest {domain.name()}"):
+        if not domain.isPersistent():
+            return True
+    now = _emulator_pin(domain, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return now is None or now == _emulator_pin(domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def _emulator_pin(domain: Any, flags: int) -> tuple[bool, ...] | None:
+    try:
+        return tuple(domain.emulatorPinInfo(flags))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return None
+        raise translate(error, f"read the pinning of guest {domain.name()}") from error
 
 
 def set_balloon(domain: Any, size: int) -> None:

@@ -34,6 +34,8 @@ class CpuSpec:
     """Likewise, for what QEMU does beside running vCPUs; the empty string leaves that to `pin`."""
     model: str | None = None
     """`host-passthrough`, `host-model`, `maximum`, or a model that libvirt knows by name."""
+    fixed: int | None = None
+    """vCPUs that a running guest cannot give back: found out when it is looked at, not said in a file."""
 
 
 @dataclass(frozen=True, slots=True)

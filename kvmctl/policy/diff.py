@@ -19,6 +19,7 @@ FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin", "cpu.emulator-pin")
 """Live fields whose running value is compared as well: somebody may have changed it with virsh. The balloon
 is not among them, since moving it is the controller's business, and neither is the weight."""
 NOT_COMPARED = frozenset({"state"})
+_NEXT_START = "takes effect when the guest is next started"
 
 
 def diff(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None = None) -> tuple[Change, ...]:
@@ -46,6 +47,8 @@ def _scalars(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> 
         if _same(key, wanted, now):
             continue
         how, reason = _how(key, wanted, current, live)
+        if how == "restart" and _same(key, wanted, fields.get(current, key)):
+            continue  # it is stored, and the running guest takes it no sooner
         if how == "restart" and live is not None and _same(key, wanted, fields.get(live, key)):
             how, reason = "live", ""  # it runs with what is wanted: only its definition was changed by somebody
         shown = None if now is None else field.show(now)
@@ -76,9 +79,29 @@ def _same(key: str, wanted: object, now: object) -> bool:
 def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -> tuple[How, str]:
     if key == "boot.machine" and _family(str(wanted)) != _family(current.boot.machine or ""):
         return "refused", "the machine type of an existing guest fixes the addresses of its devices"
-    if live is None or key in LIVE:
+    if live is None:
         return "live", ""
-    return "restart", "takes effect when the guest is next started"
+    kept = _kept_vcpus(wanted, live) if key == "cpu.count" else ""
+    if key in LIVE and not kept:
+        return "live", ""
+    return "restart", f"{kept}; {_NEXT_START}" if kept else _NEXT_START
+
+
+def _kept_vcpus(wanted: object, live: GuestSpec) -> str:
+    """Why the running guest keeps the very vCPUs that it has; empty where some can come or go."""
+    count = live.cpu.count or 1
+    if not isinstance(wanted, int) or reachable_vcpus(wanted, live) != count:
+        return ""
+    if wanted > count:
+        return f"a running guest gets no more than its present maximum, {count}"
+    if live.accelerator == "tcg":
+        return "QEMU cannot take a vCPU from a guest that it emulates"
+    return "a running guest keeps the vCPUs that it was started with"
+
+
+def reachable_vcpus(wanted: int, live: GuestSpec) -> int:
+    """As many of the wanted vCPUs as the guest can have while it runs."""
+    return min(max(wanted, live.cpu.fixed or 1), live.cpu.max or wanted)
 
 
 def _family(machine: str) -> str:
@@ -141,7 +164,7 @@ def _list(
     guest: str, kind: str, pairs: Sequence[tuple[Device, Device | None]], now: Sequence[Device], running: bool
 ) -> Iterator[Change]:
     how: How = "restart" if running else "live"
-    reason = "takes effect when the guest is next started" if running else ""
+    reason = _NEXT_START if running else ""
     kept = [match for _, match in pairs if match is not None]
     for index, (wanted, match) in enumerate(pairs):
         if match is None:

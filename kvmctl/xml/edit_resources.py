@@ -42,13 +42,22 @@ def _vcpus(root: _Element, desired: GuestSpec, now: GuestSpec) -> None:
         vcpu = dom.child(root, "vcpu")
         vcpu.text = str(most)
         dom.mark(vcpu, "current", str(count) if count < most else None)
-        # libvirt's list of which vCPUs are on; it makes a new one.
-        dom.drop(root, "vcpus")
+        _list_vcpus(root, count, most)
     if desired.cpu.pin is not None and desired.cpu.pin != now.cpu.pin:
         vcpu = dom.child(root, "vcpu")
         dom.mark(vcpu, "cpuset", desired.cpu.pin or None)
         if vcpu.get("placement") == "auto":
             vcpu.set("placement", "static")
+
+
+def _list_vcpus(root: _Element, count: int, most: int) -> None:
+    """Without a list libvirt makes one of vCPUs that stay; where some could be unplugged, all but the first can."""
+    pluggable = root.find("vcpus/vcpu[@hotpluggable='yes']") is not None
+    dom.drop(root, "vcpus")
+    for number in range(most if pluggable else 0):
+        words = {"enabled": number < count, "hotpluggable": number > 0}
+        said = {"id": str(number)} | {word: "yes" if true else "no" for word, true in words.items()}
+        dom.insert(dom.child(root, "vcpus"), etree.Element("vcpu", said))
 
 
 def _fit_topology(root: _Element, most: int, name: str) -> None:

@@ -55,6 +55,17 @@ def cpu(root: Element, said: Metadata) -> CpuSpec:
     )
 
 
+def fixed_vcpus(root: Element, count: int) -> int:
+    """How many of its `count` vCPUs the guest that runs with this definition cannot give back.
+
+    That is those which it was started with, unless they were made to be unplugged; and all where QEMU emulates:
+    it has the guest give up the vCPU, never finishes to take it away itself, and then neither has it.
+    """
+    kind = root.get("type")
+    pluggable = [vcpu for vcpu in root.iterfind("vcpus/vcpu[@enabled='yes']") if vcpu.get("hotpluggable") == "yes"]
+    return count if kind == "qemu" else count - len(pluggable) if kind == "kvm" else 1
+
+
 def _shares(root: Element, said: Metadata, count: int) -> int | Level:
     """What our metadata says, unless `<shares>` does not follow from it: then somebody used virsh since."""
     written = tree.number(tree.text(root, "cputune/shares"))

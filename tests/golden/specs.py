@@ -50,6 +50,7 @@ SPECS: dict[str, GuestSpec] = {
             rebalance=False,
             description="</description><devices/>\n  'second' \"line\" & last",
         ),
+        GuestSpec("plugged", cpu=CpuSpec(count=2, max=4), accelerator="kvm"),
         GuestSpec("shares-beyond", cpu=CpuSpec(shares=300_000), memory=MemorySpec(shares=1)),
         GuestSpec(
             "kernel",
