@@ -249,4 +249,11 @@ def _notes(
             "each gets the same part of its reservation; stop or move a guest, or lower a reservation"
         )
     notes += [f"{one.name}: {one.note}" for one in entitled if one.note]
+    if any(guest.process and guest.process.weight is not None for guest in guests):
+        # Else this hypervisor has no weights.
+        notes += [
+            f"{guest.name}: its weight cannot be read, so it is left as it is"
+            for guest in guests
+            if guest.promise is not None and (guest.process is None or guest.process.weight is None)
+        ]
     return notes

@@ -52,13 +52,13 @@ def check(ran: Ran) -> dict[str, Any]:
 
 
 def test_a_host_without_the_file(host: Host, path: Path) -> None:
-    kept = max(0.1, 0.02 * CPUS)
+    kept = max(0.25, 0.02 * CPUS)
     assert line(host("show", code=6)) == f"defaults; {parts(kept)}"
     found = host("show", "-o", "json", code=6).json()["policy"]
     assert found == {
         "file": None,
         "cpu": {
-            "reserve": None, "parent": "manage", "threads": "manage", "correct": "auto", "foreign": "correct",
+            "reserve": None, "parent": "manage", "threads": "manage", "correct": "weights", "foreign": "correct",
             "kept_for_host": pytest.approx(kept), "capacity": pytest.approx(CPUS - kept),
         },
     }  # fmt: skip

@@ -19,7 +19,7 @@ from tests.strategies import cores
 pytestmark = pytest.mark.unit
 
 HOST = Context(base_mhz=2000.0)
-DEFAULT = HostPolicy(CpuPolicy(None, "manage", "manage", "auto", "correct"))
+DEFAULT = HostPolicy(CpuPolicy(None, "manage", "manage", "weights", "correct"))
 
 
 def read(text: str | bytes) -> HostPolicy:
@@ -87,7 +87,7 @@ def test_megahertz_need_a_known_clock() -> None:
         load("host.yaml", b"cpu: {reserve: 500MHz}", Context())
 
 
-@given(cores, st.sampled_from(["leave", "manage"]), st.sampled_from(["auto", "weights", "off"]))
+@given(cores, st.sampled_from(["leave", "manage"]), st.sampled_from(["weights", "off"]))
 def test_what_is_written_is_read(reserve: float, word: str, correct: str) -> None:
     text = yaml.safe_dump({"cpu": {"reserve": reserve, "parent": word, "threads": word, "correct": correct}})
     assert read(text) == HostPolicy(CpuPolicy(reserve, word, word, correct))  # type: ignore[arg-type]

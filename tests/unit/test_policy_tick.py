@@ -79,7 +79,7 @@ def test_without_a_memory_weights_are_what_they_are_worth_when_all_are_hungry() 
     now = snapshot(guest("a", shares=2000), guest("b"), guest("c", reservation=0.8))
     found = weights(now, decide(now, None, POLICY))
     assert found["a"] == 2 * found["b"]
-    assert found["c"] / sum(found.values()) >= 0.8 / 1.9
+    assert found["c"] / sum(found.values()) >= 0.8 / 1.75
 
 
 def test_a_tick_on_a_host_without_guests_is_empty() -> None:
@@ -173,6 +173,13 @@ def test_a_guest_whose_definition_could_not_be_read_is_left_and_named() -> None:
     assert plan.notes == ("a: its definition could not be read, so it is left as it is",)
 
 
+def test_a_guest_whose_cgroup_vanished_is_left_and_named() -> None:
+    plan = decide(snapshot(guest("a", weight=None), guest("b", weight=7)), None, POLICY)
+    assert [change.guest for change in plan.changes] == ["b"]
+    assert plan.notes == ("a: its weight cannot be read, so it is left as it is",)
+    assert decide(snapshot(guest("a", weight=None)), None, POLICY).notes == ()
+
+
 @pytest.mark.parametrize(
     "left", [guest("a", weight=5, rebalance=False), replace(guest("a", weight=5), persistent=False)]
 )
@@ -194,7 +201,7 @@ def test_reservations_that_no_longer_fit_are_said_and_shared() -> None:
     """A core went off-line."""
     now = snapshot(guest("a", reservation=0.9), guest("b", reservation=0.9), cpus=1)
     plan = decide(now, None, POLICY)
-    assert any(note.startswith("1.8 cores are reserved of the 0.9 that guests can have") for note in plan.notes)
+    assert any(note.startswith("1.8 cores are reserved of the 0.75 that guests can have") for note in plan.notes)
     found = weights(now, plan)
     assert found["a"] == found["b"]
 
