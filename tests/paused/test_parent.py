@@ -266,3 +266,22 @@ def test_many_io_threads(hypervisor: Hypervisor, make_name: Callable[..., str], 
         assert {row["result"] for row in mine} == {"changed"}
     finally:
         kvmctl("-c", "qemu:///system", "host", "restore")
+
+
+def test_the_doctor_says_what_is_wrong_until_a_tick_has_put_it_right(
+    guest: Guest, mount: cgroup.Mount, kvmctl: Kvmctl
+) -> None:
+    found = parent.parent([guest.cgroup], cgroup.mounts())
+    assert found
+    parent.set_weight(found, DEFAULT_WEIGHT[mount.version])
+    checks = doctor(kvmctl)
+    assert [checks[name]["result"] for name in ("parent weight", "thread weights")] == ["warn", "warn"]
+    assert guest.name in checks["thread weights"]["found"]
+    kvmctl("-c", "qemu:///system", "rebalance")
+    assert doctor(kvmctl)["parent weight"]["result"] == "ok"
+    assert "thread weights" not in doctor(kvmctl)
+
+
+def doctor(kvmctl: Kvmctl) -> dict[str, dict[str, str]]:
+    checks = kvmctl("-c", "qemu:///system", "-o", "json", "host", "doctor", code=None).json()
+    return {check["name"]: check for check in checks}
