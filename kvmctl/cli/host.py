@@ -198,8 +198,10 @@ def _printed(check: Check) -> Check:
 @click.option("--force", is_flag=True, help="Also put back what someone else has changed since kvmctl did.")
 @pass_app
 def restore(app: App, dry_run: bool, force: bool) -> int:
-    """Put back what kvmctl has changed on this machine since it was booted: weights of guests, of their threads and
-    of the group they are in, and KSM. What someone else has changed since is left as it is.
+    """Put back what kvmctl has changed in this machine's kernel since it was booted.
+
+    That is the weights of guests, of their threads and of the control group that they are in, and KSM. What someone
+    else has changed since is left as it is, and said.
 
     \b
     Example:

@@ -130,6 +130,19 @@ def test_ksm_that_somebody_else_switched_on_is_still_switched_off(old: Host) -> 
     assert old.now()["run"] == "0"
 
 
+def test_each_file_is_put_back_on_its_own_and_run_first(new: Host) -> None:
+    new.enable(pages_to_scan=500, sleep_millisecs=5)
+    entries = ksm.changed(new.journal)
+    assert next(iter(entries)) == "run"
+    new.write(run=2)
+    assert ksm.put_back("run", entries["run"], new.journal, root=new.root).respected
+    assert ksm.value("run", new.root) == "2"
+    for name, entry in entries.items():
+        assert ksm.put_back(name, entry, new.journal, force=True, root=new.root).result != "not applied"
+    assert new.now()["run"] == "0"
+    assert ksm.changed(new.journal) == {}
+
+
 def test_unmerging_that_does_not_fit_is_refused_with_the_sum(new: Host) -> None:
     new.enable()
     new.write(pages_sharing=str(10**12), ksm_zero_pages="1")

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.host.lock import holder, lock, lock_file
+from kvmctl.host.lock import HOST, holder, lock, lock_all, lock_file
 from kvmctl.model.errors import LockedError
 
 pytestmark = pytest.mark.unit
 URI = "qemu:///system"
 _HOLD = """
 import sys
-from kvmctl.host.lock import lock
+from kvmctl.host.lock import HOST, holder, lock, lock_all, lock_file
 with lock(sys.argv[-1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -89,3 +89,23 @@ def test_the_folder_is_private(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert lock_file(URI).stat().st_mode & 0o777 == 0o600
+
+
+def test_all_locks_are_those_of_hypervisors_and_the_machines_and_no_others(tmp_path: Path) -> None:
+    long = f"qemu:///system?socket=/{'x' * 300}"
+    for name in (URI, long, "the micro guest"):
+        with lock(name):
+            pass
+    with lock("the micro guest"), lock_all():
+        for name in (URI, long, HOST):
+            with pytest.raises(LockedError), lock(name):
+                pass
+    with lock(URI), lock(long), lock(HOST):
+        pass
+
+
+def test_one_that_is_held_keeps_all_from_being_taken(other: subprocess.Popen[str]) -> None:
+    with pytest.raises(LockedError, match=f"is changing {URI}"), lock_all():
+        pass
+    with lock(HOST):
+        pass
