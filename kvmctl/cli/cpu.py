@@ -97,7 +97,9 @@ def _explain(app: App, account: CpuAccount) -> None:
 
 
 def _account(guest: Explanation) -> Iterator[str]:
-    yield f"{guest.name} is entitled to {format_cores(guest.cores)} cores, bound by {guest.bound}: {guest.why}"
+    from kvmctl.policy.explain import in_cores
+
+    yield f"{guest.name} is entitled to {in_cores(guest.cores)}, bound by {guest.bound}: {guest.why}"
     yield _term(format_cores(guest.by_shares), f"by shares alone, {guest.shares} of {guest.all_shares}")
     shown = [move for move in guest.transfers if format_cores(abs(move.cores)) != "0"]
     largest = sorted(shown, key=lambda move: -abs(move.cores))[:MOST_TRANSFERS]
@@ -110,7 +112,7 @@ def _account(guest: Explanation) -> Iterator[str]:
         yield _term(_signed(sum(move.cores for move in rest)), f"from and to {len(rest)} others")
     yield _term(format_cores(guest.cores), "in all")
     yield (
-        f"while every guest wants all it can use: {format_cores(guest.hungry)} cores, bound by {guest.hungry_bound}; "
+        f"while every guest wants all it can use: {in_cores(guest.hungry)}, bound by {guest.hungry_bound}; "
         f"weight {guest.weight}"
     )
     if guest.note:

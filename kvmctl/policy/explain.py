@@ -159,13 +159,13 @@ def _why(claim: CpuClaim, bound: Bound, portions: Mapping[str, Portion]) -> str:
     match bound:
         case "reservation" if amount < claim.floor * (1 - LEAST):
             text = "more is reserved than there is, so all reservations fall short alike: "
-            text += f"it gets {format_cores(float(amount))} of {format_cores(claim.floor)} cores"
+            text += f"it gets {format_cores(float(amount))} of {in_cores(claim.floor)}"
         case "reservation":
-            text = f"{format_cores(claim.floor)} cores are reserved for it, and its shares are worth {worth}"
+            text = f"its reservation is {in_cores(claim.floor)}, and its shares are worth {worth}"
         case "demand":
-            text = f"it wants {format_cores(claim.wanted)} cores at present{beyond}"
+            text = f"it wants {in_cores(claim.wanted)} at present{beyond}"
         case "limit":
-            text = f"its limit is {format_cores(claim.promise.cpu_limit)} cores{beyond}"
+            text = f"its limit is {in_cores(claim.promise.cpu_limit)}{beyond}"
         case "vcpus":
             text = f"its {_count(claim.vcpus, 'vCPU')} can use {_count(claim.vcpus, 'core')}{beyond}"
         case "pinning" if level < top:
@@ -173,8 +173,14 @@ def _why(claim: CpuClaim, bound: Bound, portions: Mapping[str, Portion]) -> str:
         case "pinning":
             text = f"its {_count(claim.vcpus, 'vCPU')} may run on {_cpus(claim)} only{beyond}"
         case "shares":
-            text = f"1000 shares are worth {format_cores(float(level * 1000))} cores, and it has {claim.shares}"
+            text = f"1000 shares are worth {in_cores(float(level * 1000))}, and it has {claim.shares}"
     return text
+
+
+def in_cores(amount: float) -> str:
+    """An amount of CPU with its unit."""
+    text = format_cores(amount)
+    return f"{text} core{'' if text == '1' else 's'}"
 
 
 def _cpus(claim: CpuClaim) -> str:

@@ -48,7 +48,16 @@ def test_use_and_the_guests_own_figures(
     assert fresh["used"] + fresh["usable"] == pytest.approx(line.meminfo("MemTotal"), abs=MIB)
     assert fresh["resident"] > 64 * MIB
 
+    idle = until(lambda: ledger("cpu", "--sample", "2s"), lambda found: found["used"] < 0.2, 60, "an idle guest's use")
+    assert (idle["bound"], idle["entitlement"]) == ("demand", idle["demand"])
+    assert idle["demand"] >= idle["used"]
+    assert idle["hungry"] > idle["entitlement"]
+
     line.run("(while :; do :; done) & true")
     busy = until(lambda: ledger("cpu", "--sample", "2s"), lambda found: found["used"] > 0.25, 60, "a busy guest's use")
     assert busy["used"] <= 0.6, "the limit holds"
     assert 0 <= busy["steal"] <= 100
+    assert busy["demand"] is None, "it would use more"
+    assert busy["bound"] == "limit" or busy["entitlement"] < 0.5, "others may be at work on this host"
+    said = kvmctl("cpu", "--sample", "2s", "--explain", name).out
+    assert f"{name} is entitled to " in said

@@ -104,7 +104,7 @@ def test_who_pays_for_a_reservation_that_binds() -> None:
     found = explained(guests, 2.8)
     assert found["a"].by_shares == pytest.approx(0.4)
     assert account(found["a"]) == [(0.2, "c", "0.7 are reserved for a"), (0.1, "b", "0.7 are reserved for a")]
-    assert found["a"].why == "0.7 cores are reserved for it, and its shares are worth 0.35"
+    assert found["a"].why == "its reservation is 0.7 cores, and its shares are worth 0.35"
     assert account(found["c"]) == [(-0.2, "a", "0.7 are reserved for a")]
     assert found["c"].why == "1000 shares are worth 0.35 cores, and it has 4000"
     assert (found["a"].bound, found["b"].bound) == ("reservation", "shares")
@@ -159,7 +159,7 @@ def test_two_vcpus_on_one_cpu() -> None:
 def test_more_reserved_than_there_is() -> None:
     found = explain([claim("a", reservation=2.0), claim("b", reservation=1.0)], 2.0, "b")
     assert found.why == (
-        "more is reserved than there is, so all reservations fall short alike: it gets 0.667 of 1 cores"
+        "more is reserved than there is, so all reservations fall short alike: it gets 0.667 of 1 core"
     )
     assert account(found) == [(-0.3333, "a", "2 are reserved for a")]
 
