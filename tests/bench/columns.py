@@ -76,15 +76,17 @@ class Tick:
     def running(self) -> None:
         """Fails where it has ended already."""
         if self._process.poll() is not None:
-            self.finish()
-            raise SystemExit(f"{' '.join(self._command)} ended before the window did")
+            said, _none = self._process.communicate(timeout=120)
+            raise SystemExit(f"{' '.join(self._command)} ended before the window did: {said}")
 
     def finish(self) -> None:
-        """Wait until it ends, which has to be a good end."""
+        """End it, and see that it had nothing to complain about."""
         before = _children()
+        self._process.terminate()
         said, _none = self._process.communicate(timeout=120)
         self.cores = (_children() - before) / (time.monotonic() - self._begun)
-        _check(self._command, self._process.returncode, said)
+        if complaints := [line for line in said.splitlines() if line.startswith(("error:", "warning:"))]:
+            print("\n".join(complaints), file=sys.stderr, flush=True)
 
     def abandon(self) -> None:
         """End it, if it still runs."""

@@ -1,10 +1,11 @@
 """How true shares, reservations and limits are: busy real guests under virsh's weights, kvmctl's, and its tick.
 
     python -m tests.bench.cpu [--scenario NAME,…] [--columns raw,static,tick] [--hosts quiet,busy] [--seconds 25]
-                              [--warm-up 15] [--rounds 1] [--json FILE] [-v]
+                              [--warm-up 15] [--rounds 1] [--guests linux|firmware] [--json FILE] [-v]
 
 Needs qemu:///system, root, and a host on which no other guest runs. Guests are named kvmctl-test-bench-N and are
-removed at the end. Each scenario is for two cores of the host, and repeated for each two more.
+removed at the end. They run Linux, emulated where it does not boot under KVM; or under KVM nothing but a loop. Each
+scenario is for two cores of the host, and repeated for each two more.
 
     host       quiet, or busy: with one process for each two cores that wants a core
     weights    raw: shares and limit as `virsh schedinfo` sets them; static: as `kvmctl apply` leaves them;
@@ -31,27 +32,25 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvmctl.bootstrap import microguest
-from kvmctl.host import accelerator, cgroup, cpu
+from kvmctl.host import cgroup, cpu
 from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
 from tests.bench.cli import NAME, URI, remove_guests
 from tests.bench.columns import COLUMNS, Kvmctl, put_back, set_raw, ticking, top_weights
 from tests.bench.figures import Figures, as_data, figures, guest_lines, head, row, summary
 from tests.bench.measure import Target, busy_processes, target, watch
 from tests.bench.scenarios import SCENARIOS, BenchGuest, guest_file, scenario
+from tests.bench.systems import SYSTEMS, System
 from tests.bench.timing import write_json
-from tests.support import Console, Guest, until
+from tests.support import Guest
 
 HOSTS = ("quiet", "busy")
 SETTLE = 5.0
 """Seconds that new weights are given before they are measured."""
-BOOT = 10
-"""Seconds of uptime at which the guests begin to work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class Settings:
     seconds: float
     warm_up: float
     rounds: int
+    verbose: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class Running:
     hypervisor: Hypervisor
     folder: Path
     guests: tuple[BenchGuest, ...]
-    targets: tuple[Target, ...]
     before: dict[Path, int]
     """Weights below the cgroups' root, from before the guests were made."""
+    targets: tuple[Target, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -83,27 +83,20 @@ class Running:
 
 
 @contextmanager
-def running(name: str, hypervisor: Hypervisor, folder: Path) -> Iterator[Running]:
+def running(name: str, hypervisor: Hypervisor, system: System, folder: Path) -> Iterator[Running]:
     """The guests of a scenario, until the block ends."""
     before = top_weights()
     guests = scenario(name, os.cpu_count() or 1)
-    micro = microguest.ensure()
-    kind = accelerator.resolve(micro.kernel).name
-    (folder / "guests.yaml").write_text(guest_file(guests, micro.kernel, micro.initrd, kind, BOOT))
+    lab = Running(name, hypervisor, folder, guests, before)
+    lab.file.write_text(guest_file(guests, partial(system.keys, folder=folder)))
     try:
-        Kvmctl(folder / "made").run("apply", "-f", str(folder / "guests.yaml"))
+        Kvmctl(folder / "made").run("apply", "-f", str(lab.file))
         for guest in guests:
-            _wait_until_at_work(Guest(hypervisor, guest.name), guest.vcpus)
+            system.wait(hypervisor, guest)
         found = [target(guest.name, Guest(hypervisor, guest.name).domain.UUIDString()) for guest in guests]
-        yield Running(name, hypervisor, folder, guests, tuple(found), before)
+        yield replace(lab, targets=tuple(found))
     finally:
         remove_guests(hypervisor.connection)
-
-
-def _wait_until_at_work(guest: Guest, loops: int) -> None:
-    with Console(guest) as line:
-        line.ready()
-        until(lambda: line.run("ls /run").count("count."), lambda found: found == loops, 120, f"{guest.name}'s loops")
 
 
 def measure(lab: Running, host: str, column: str, settings: Settings) -> Figures:
@@ -118,7 +111,7 @@ def measure(lab: Running, host: str, column: str, settings: Settings) -> Figures
             busy = stack.enter_context(busy_processes(max(1, cores // 2) if host == "busy" else 0))
             tick = None
             if column == "tick":
-                tick = stack.enter_context(ticking(kvmctl, settings.warm_up + settings.seconds + SETTLE))
+                tick = stack.enter_context(ticking(kvmctl, settings.warm_up + 2 * settings.seconds))
             time.sleep(settings.warm_up if tick else SETTLE)
             window = watch(lab.targets, busy, settings.seconds)
     finally:
@@ -135,19 +128,19 @@ def run(lab: Running, settings: Settings) -> list[list[Figures]]:
         for host, column in kinds:
             print(f"bench: {lab.scenario}, {host}, {column}, round {number + 1}", file=sys.stderr, flush=True)
             found[host, column].append(measure(lab, host, column, settings))
+            if settings.verbose:
+                print("\n".join(guest_lines(found[host, column][-1])), file=sys.stderr, flush=True)
     return list(found.values())
 
 
-def show(found: Sequence[Sequence[Figures]], verbose: bool) -> None:
+def show(found: Sequence[Sequence[Figures]]) -> None:
     """Print the lines of a scenario."""
     raw = {rounds[0].key[1]: rounds for rounds in found if rounds[0].key[2] == "raw"}
     for rounds in found:
         print(row(summary(rounds, raw.get(rounds[0].key[1], ()))), flush=True)
-        for one in rounds if verbose else ():
-            print("\n".join(guest_lines(one)), flush=True)
 
 
-def about(hypervisor: Hypervisor) -> dict[str, Any]:
+def about(hypervisor: Hypervisor, system: System) -> dict[str, Any]:
     """The host that the figures are of."""
     autogroup = Path("/proc/sys/kernel/sched_autogroup_enabled")
     return {
@@ -157,7 +150,7 @@ def about(hypervisor: Hypervisor) -> dict[str, Any]:
         "cgroup_version": cgroup.version(),
         "libvirt": hypervisor.connection.getLibVersion(),
         "qemu": hypervisor.connection.getVersion(),
-        "accelerator": accelerator.resolve(microguest.ensure().kernel).name,
+        "accelerator": system.accelerator,
         "autogroup": autogroup.exists() and autogroup.read_text().strip() == "1",
     }
 
@@ -184,27 +177,30 @@ def read_options() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", type=partial(chosen, possible=possible), default=tuple(possible), metavar="NAME,…"
         )
+    parser.add_argument("--guests", choices=SYSTEMS, default="linux")
     parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--warm-up", type=float, default=15.0, help="seconds that the tick runs before the window")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("-v", "--verbose", action="store_true", help="also print what each guest got")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell what each guest got, as it comes")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print the table, write the figures as they come."""
     options = read_options()
-    settings = Settings(options.columns, options.hosts, options.seconds, options.warm_up, options.rounds)
+    names = ("columns", "hosts", "seconds", "warm_up", "rounds", "verbose")
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    system: System = SYSTEMS[options.guests]()
     with open_hypervisor(URI) as hypervisor:
         refuse_company(hypervisor.connection)
         remove_guests(hypervisor.connection)
-        document: dict[str, Any] = {"host": about(hypervisor), "settings": asdict(settings), "windows": []}
+        document: dict[str, Any] = {"host": about(hypervisor, system), "settings": asdict(settings), "windows": []}
         print(head(), flush=True)
         for name in options.scenario:
-            with tempfile.TemporaryDirectory() as folder, running(name, hypervisor, Path(folder)) as lab:
+            with tempfile.TemporaryDirectory() as folder, running(name, hypervisor, system, Path(folder)) as lab:
                 found = run(lab, settings)
-            show(found, options.verbose)
+            show(found)
             document["windows"] += [as_data(one) for rounds in found for one in rounds]
             write_json(options.json, document)
 

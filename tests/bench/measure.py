@@ -153,6 +153,11 @@ def _schedstat(files: Sequence[Path], field: int) -> int:
     return sum(int(file.read_text().split()[field]) for file in files)
 
 
+def wanted(threads: Sequence[Path]) -> int:
+    """Nanoseconds that threads ran, or were ready to run."""
+    return _schedstat(threads, 0) + _schedstat(threads, 1)
+
+
 def _steal() -> int:
     """Nanoseconds in which this host was ready to run and what it runs on had no CPU for it."""
     return int(Path("/proc/stat").read_text().split(maxsplit=9)[8]) * _TICK_NS

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kvmctl.policy.waterfill import Claim, waterfill
@@ -59,24 +58,14 @@ def scenario(name: str, cores: int) -> tuple[BenchGuest, ...]:
     return tuple(replace(guest, name=f"{NAME}{number}") for number, guest in enumerate(guests))
 
 
-def guest_file(guests: Sequence[BenchGuest], kernel: Path, initrd: Path, accelerator: str, after: int) -> str:
-    """The guest file that promises it, as JSON, which is YAML too. The guests begin to work after so many seconds."""
-    return json.dumps({"guests": [_guest(guest, kernel, initrd, accelerator, after) for guest in guests]}, indent=1)
+def guest_file(guests: Sequence[BenchGuest], keys: Callable[[BenchGuest], dict[str, Any]]) -> str:
+    """The guest file that promises it, as JSON, which is YAML too; `keys` says what else it has of a guest."""
+    return json.dumps({"guests": [{"name": guest.name, "cpu": _cpu(guest)} | keys(guest) for guest in guests]})
 
 
-def _guest(guest: BenchGuest, kernel: Path, initrd: Path, accelerator: str, after: int) -> dict[str, Any]:
+def _cpu(guest: BenchGuest) -> dict[str, Any]:
     cpu: dict[str, Any] = {"count": guest.vcpus, "shares": guest.shares, "reservation": guest.reservation}
-    if math.isfinite(guest.limit):
-        cpu["limit"] = guest.limit
-    nap = f" micro.nap={guest.nap[0]}:{guest.nap[1]}" if guest.nap else ""
-    cmdline = f"console=ttyS0 quiet micro.spin={guest.vcpus} micro.after={after}{nap}"
-    return {
-        "name": guest.name,
-        "accelerator": accelerator,
-        "cpu": cpu,
-        "memory": {"size": "256MiB"},
-        "boot": {"kernel": str(kernel), "initrd": str(initrd), "cmdline": cmdline},
-    }
+    return cpu | ({"limit": guest.limit} if math.isfinite(guest.limit) else {})
 
 
 def expected(guests: Sequence[BenchGuest], used: Mapping[str, float]) -> dict[str, float]:

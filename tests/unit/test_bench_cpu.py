@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tests.bench import firmware
 from tests.bench.figures import Figures, as_data, figures, guest_lines, head, row, summary
 from tests.bench.measure import Window
 from tests.bench.scenarios import SCENARIOS, BenchGuest, entitled, expected, guest_file, scenario
@@ -120,9 +120,33 @@ def test_a_line_has_the_worst_round_and_is_as_narrow_as_its_table() -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_guest_file_promises_what_the_scenario_says(name: str) -> None:
     guests = scenario(name, 2)
-    found = read(guest_file(guests, Path("/k"), Path("/i"), "tcg", 10)).guests
+    found = read(guest_file(guests, lambda guest: {"labels": {"of": guest.name}})).guests
     for guest, spec in zip(guests, found, strict=True):
         assert (spec.name, spec.cpu.count, spec.cpu.shares) == (guest.name, guest.vcpus, guest.shares)
         assert (spec.cpu.reservation, spec.cpu.limit or math.inf) == (guest.reservation, guest.limit)
-        assert spec.boot is not None
-        assert f"micro.spin={guest.vcpus}" in str(spec.boot.cmdline)
+        assert spec.labels == (("of", guest.name),)
+
+
+@pytest.mark.parametrize(("vcpus", "nap"), [(1, None), (2, None), (1, (200, 800))])
+def test_a_boot_sector_is_one(vcpus: int, nap: tuple[int, int] | None) -> None:
+    found = firmware.image(vcpus, nap)
+    assert found[510:512] == b"\x55\xaa"
+    assert len(found) == 1 << 20
+    assert not any(found[512:])
+
+
+def test_the_boot_sector_of_two_vcpus_points_at_its_own_tables() -> None:
+    found = firmware.image(2, None)
+    gdtr = int.from_bytes(found[13:15], "little") - 0x7C00
+    assert found[10:13] == bytes.fromhex("0f0116")  # lgdt
+    size, table = int.from_bytes(found[gdtr : gdtr + 2], "little"), int.from_bytes(found[gdtr + 2 : gdtr + 6], "little")
+    assert (size + 1, table - 0x7C00 + size + 1) == (24, gdtr)
+    jump = found.index(b"\xea")
+    assert int.from_bytes(found[jump + 1 : jump + 3], "little") == 0x7C00 + jump + 5
+
+
+def test_a_boot_sector_naps_by_the_clock_of_the_firmware() -> None:
+    """4 and 15 ticks, of which there are 18.2 in a second."""
+    code = firmware.image(1, (200, 800))
+    assert code[code.index(b"\x3d") + 1 :][:2] == b"\x04\x00"
+    assert code[code.rindex(b"\x3d") + 1 :][:2] == b"\x0f\x00"
