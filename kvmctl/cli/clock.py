@@ -31,5 +31,5 @@ def reading(app: App, has_clock: bool) -> Iterator[Context]:
     yield Context(clock.mhz if clock else None, said.__setitem__)
     if clock and said:
         amounts = ", ".join(f"{text} is {format_cores(cores)} cores" for text, cores in said.items())
-        where = "this host's" if hypervisor.local else "the hypervisor's host's"
+        where = "this host's" if hypervisor.local else "the remote host's"
         note(app, f"{amounts} of {where} {clock.mhz:.0f} MHz base clock ({clock.source})")

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from kvmctl import __version__
 from kvmctl.control import hostpolicy
+from kvmctl.control.clock import clock_of
 from kvmctl.host import accelerator, cgroup, cpu, ksm, memory, virtualization
-from kvmctl.hypervisor import capabilities, domains, host
+from kvmctl.hypervisor import domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
 from kvmctl.model.hostpolicy import capacity, cpu_reserve
@@ -39,7 +40,7 @@ def facts(hypervisor: Hypervisor | None) -> dict[str, Any]:
         "name": platform.node() if local else node and node.name,
         "versions": _versions(hypervisor, local),
         "virtualization": _virtualization() if local else None,
-        "cpu": _cpu(hypervisor) if local else node and _remote_cpu(node),
+        "cpu": _cpu(hypervisor) if local else hypervisor and node and _remote_cpu(hypervisor, node),
         "memory": _memory() if local else node and _remote_memory(node),
         "cgroup": _cgroup() if local else None,
         "policy": _policy(policy) if policy else None,
@@ -83,10 +84,7 @@ def _virtualization() -> dict[str, Any]:
 
 def _cpu(hypervisor: Hypervisor | None) -> dict[str, Any]:
     found = cpu.read()
-    clock = cpu.base_clock()
-    if clock is None and hypervisor:
-        # Asked last: where libvirt has to try its QEMU programs first, this call takes long.
-        clock = cpu.base_clock(host.tsc_hz(capabilities.capabilities(hypervisor)))
+    clock = clock_of(hypervisor) if hypervisor else cpu.base_clock()
     states = cpu.mitigations()
     return {
         "architecture": found.architecture,
@@ -102,10 +100,15 @@ def _cpu(hypervisor: Hypervisor | None) -> dict[str, Any]:
     }
 
 
-def _remote_cpu(node: host.Node) -> dict[str, Any]:
+def _remote_cpu(hypervisor: Hypervisor, node: host.Node) -> dict[str, Any]:
     unknown = dict.fromkeys(("model", "cores", "sockets", "vulnerable", "mitigations"))
-    source = "libvirt's node information" if node.mhz else None
-    known = {"threads": node.cpus, "base_mhz": node.mhz, "base_mhz_source": source, "numa_nodes": node.numa_nodes}
+    clock = clock_of(hypervisor)
+    known = {
+        "threads": node.cpus,
+        "base_mhz": clock and clock.mhz,
+        "base_mhz_source": clock and clock.source,
+        "numa_nodes": node.numa_nodes,
+    }
     return {"architecture": node.architecture, **unknown, **known}
 
 

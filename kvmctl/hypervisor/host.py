@@ -39,7 +39,6 @@ class Node:
     name: str
     architecture: str
     cpus: int
-    mhz: int | None
     numa_nodes: int
     memory: int
     free: int | None
@@ -97,7 +96,6 @@ def node(hypervisor: Hypervisor) -> Node | None:
         name=_supported("ask for the host's name", connection.getHostname) or "unknown",
         architecture=info[0],
         cpus=info[2],
-        mhz=info[3] or None,
         numa_nodes=info[4],
         memory=memory["total"] * 1024 if "total" in memory else info[1] * MIB,
         free=memory["free"] * 1024 if "free" in memory else None,

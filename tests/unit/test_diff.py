@@ -90,6 +90,38 @@ def test_a_guest_that_says_nothing_of_rebalancing_takes_part() -> None:
     assert diff(GuestSpec("web1", rebalance=False), out, out) == ()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "count", "fixed", "how", "why"),
+    [
+        (3, 2, 2, "live", ""),
+        (1, 3, 1, "live", ""),
+        (1, 3, 2, "live", ""),
+        (1, 2, 2, "restart", "started with"),
+        (6, 3, 1, "live", ""),
+        (6, 4, 1, "restart", "present maximum, 4"),
+    ],
+)
+def test_vcpus_come_and_go_as_far_as_they_can(wanted: int, count: int, fixed: int, how: str, why: str) -> None:
+    live = replace(NOW, cpu=replace(NOW.cpu, count=count, fixed=fixed), accelerator="kvm")
+    desired = GuestSpec("web1", cpu=CpuSpec(count=wanted))
+    stored = replace(NOW, cpu=replace(NOW.cpu, count=count, max=8))
+    (change,) = diff(desired, stored, live)
+    assert (change.how, change.old, change.new) == (how, count, wanted)
+    assert why in change.reason
+    # Once it is stored, only what the running guest can still take is a change.
+    again = diff(desired, replace(NOW, cpu=replace(NOW.cpu, count=wanted)), live)
+    assert [one.how for one in again] == (["live"] if how == "live" else [])
+
+
+def test_a_guest_that_is_emulated_keeps_its_vcpus() -> None:
+    live = replace(NOW, cpu=replace(NOW.cpu, count=3, fixed=3))
+    (change,) = diff(GuestSpec("web1", cpu=CpuSpec(count=1)), NOW, live)
+    assert (change.how, change.reason.partition(";")[0]) == (
+        "restart",
+        "QEMU cannot take a vCPU from a guest that it emulates",
+    )
+
+
 def test_a_quota_is_only_as_fine_as_the_kernel_is() -> None:
     assert changed(GuestSpec("web1", cpu=CpuSpec(limit=1.500001))) == {}
 

@@ -206,6 +206,17 @@ def test_the_list_of_vcpus_that_are_on_goes_with_their_number() -> None:
     assert "<vcpus>" in edit(text, GuestSpec("g", cpu=CpuSpec(shares=7)), TCG)
 
 
+def test_vcpus_that_can_be_unplugged_stay_so() -> None:
+    text = render(fill(guest(cpu=CpuSpec(count=2, max=3)), KVM), KVM)
+    assert text.count("hotpluggable='yes'") == 2
+    edited = edit(text, guest(cpu=CpuSpec(count=4)), KVM)
+    assert '\n  <vcpu placement="static">4</vcpu>\n  <vcpus>\n' in edited
+    assert [line.strip() for line in edited.splitlines() if "<vcpu id=" in line] == [
+        f'<vcpu id="{number}" enabled="yes" hotpluggable="{"yes" if number else "no"}"/>' for number in range(4)
+    ]
+    assert edit(edited, guest(cpu=CpuSpec(count=2, max=3)), KVM).replace('"', "'") == text.replace('"', "'")
+
+
 @pytest.mark.parametrize(("machine", "becomes"), [("q35", "pc-q35-6.2"), ("pc-q35-7.2", "pc-q35-7.2")])
 def test_a_machine_within_its_family(machine: str, becomes: str) -> None:
     assert parse(edit(MANAGER, GuestSpec("g", boot=BootSpec(machine=machine)), TCG)).spec.boot.machine == becomes

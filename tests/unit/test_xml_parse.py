@@ -12,6 +12,7 @@ from kvmctl.model.errors import UsageError
 from kvmctl.model.spec import ConsoleSpec, DiskSpec, NicSpec, VncSpec
 from kvmctl.model.units import GIB, MIB
 from kvmctl.xml.parse import Parsed, parse
+from kvmctl.xml.resources import fixed_vcpus
 
 pytestmark = pytest.mark.unit
 
@@ -177,6 +178,26 @@ def test_huge_pages_of_the_hosts_default_size_are_unknown() -> None:
 )
 def test_cpu_models(cpu: str, model: str | None) -> None:
     assert domain(cpu).spec.cpu.model == model
+
+
+@pytest.mark.parametrize(
+    ("kind", "vcpus", "fixed"),
+    [
+        ("kvm", "", 3),
+        ("kvm", "<vcpu id='0' enabled='yes' hotpluggable='no'/>", 3),
+        (
+            "kvm",
+            "<vcpu id='0' enabled='yes'/><vcpu id='1' enabled='yes' hotpluggable='yes'/>"
+            "<vcpu id='2' enabled='yes' hotpluggable='yes'/><vcpu id='3' enabled='no' hotpluggable='yes'/>",
+            1,
+        ),
+        ("qemu", "<vcpu id='1' enabled='yes' hotpluggable='yes'/>", 3),
+        ("xen", "", 1),
+    ],
+)
+def test_vcpus_that_a_running_guest_keeps(kind: str, vcpus: str, fixed: int) -> None:
+    found = domain(f"<vcpu current='3'>4</vcpu><vcpus>{vcpus}</vcpus>", f"type='{kind}'")
+    assert fixed_vcpus(found.root, found.spec.cpu.count or 0) == fixed
 
 
 @pytest.mark.parametrize(
