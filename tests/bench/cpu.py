@@ -27,6 +27,7 @@ import argparse
 import itertools
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -189,6 +190,8 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table, write the figures as they come."""
     options = read_options()
+    # As Ctrl-C does: everything is put back.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("bench: terminated"))
     names = ("columns", "hosts", "seconds", "warm_up", "rounds", "verbose")
     settings = Settings(**{name: getattr(options, name) for name in names})
     system: System = SYSTEMS[options.guests]()

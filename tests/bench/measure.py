@@ -18,7 +18,13 @@ Counter = Callable[[], int]
 """Reads nanoseconds of CPU since some moment in the past."""
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_BUSY = "while True: pass"
+_BUSY = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(10**6):
+        pass
+"""
+"""It ends with this process, however that ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +172,7 @@ def _steal() -> int:
 @contextmanager
 def busy_processes(count: int) -> Iterator[list[int]]:
     """That many processes of ordinary priority that want a core each, in this process's own cgroup."""
-    started = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    started = [subprocess.Popen([sys.executable, "-c", _BUSY, str(os.getpid())]) for _ in range(count)]
     try:
         for one in started:
             os.setpriority(os.PRIO_PROCESS, one.pid, 0)
