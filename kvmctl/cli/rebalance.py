@@ -131,9 +131,10 @@ def _emit(app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -
 
 def _run(app: App, duration: float | None, every: float) -> int:
     from kvmctl.host.lock import lock
+    from kvmctl.host.urgency import urgent
 
     hypervisor = app.hypervisor()
-    with lock(f"rebalance of {hypervisor.uri}"):
+    with lock(f"rebalance of {hypervisor.uri}"), urgent():
         rounds = _Rounds(app)
         for _number in _beats(duration, every):
             rounds.one(alone=duration is None)

@@ -46,7 +46,10 @@ def start(guest: Guest, paused: bool = False) -> Deed:
     sample, domain = guest
     if domains.state(domain) in ("running", "paused", "suspended"):
         return Deed(sample.name, "unchanged", f"is {domains.state(domain)} already")
-    domains.start(domain, paused)
+    try:
+        domains.start(domain, paused)
+    except KvmctlError as error:
+        raise _pinned_nowhere(domain) or error from error
     wanted = "paused" if paused else "running"
     found = domains.state(domain)
     if found != wanted:
@@ -55,6 +58,16 @@ def start(guest: Guest, paused: bool = False) -> Deed:
             f"its log is in the host's QEMU logs: {sample.name}.log",
         )
     return Deed(sample.name, "changed", "started" + (", paused" if paused else ""))
+
+
+def _pinned_nowhere(domain: Any) -> KvmctlError | None:
+    """That the guest is pinned to CPUs which its host does not have, in better words than libvirt's."""
+    from kvmctl.control.preflight import pins
+    from kvmctl.xml.parse import parse
+
+    with suppress(KvmctlError):
+        return next(pins(Hypervisor(domain.connect()), parse(domains.definition(domain)).spec), None)
+    return None
 
 
 def stop(guest: Guest, timeout: float, force: bool) -> Deed:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl.control.weights import KIND, run_key
-from kvmctl.host import cgroup, process
+from kvmctl.host import cgroup, counters, cpu, process
 from kvmctl.host import sample as host_sample
+from kvmctl.host.counters import Place
 from kvmctl.host.journal import Journal, boot_id
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
@@ -35,62 +36,59 @@ class Observer:
     """Observes one hypervisor again and again; what stays the same while a guest runs is looked up once."""
 
     hypervisor: Hypervisor
-    _places: dict[tuple[str, int | None], tuple[int, Path]] = field(default_factory=dict)
-    """The QEMU process of each run of a guest, and its own directory of the CPU hierarchy."""
+    _places: dict[tuple[str, int | None, int], Place] = field(default_factory=dict)
+    """Where the kernel knows each run of a guest, with so many vCPUs."""
 
     def observe(self) -> Observed:
         """Everything that a tick decides from: one bulk call, and of each active guest its definition and a few of
-        the kernel's files. Raises UnreachableError; a guest that ends meanwhile is left out."""
+        the kernel's files, whose counters are read last and together. Raises UnreachableError; a guest that ends
+        meanwhile is left out."""
         pairs = domains.samples_with_domains(self.hypervisor, measure=True)
-        taken, clock = time.monotonic_ns(), time.time()
+        taken, clock, host = time.monotonic_ns(), time.time(), self._host()
         active = [(sample, domain) for sample, domain in pairs if sample.state in ACTIVE]
         transient = domains.transient(self.hypervisor)
         set_by_us = Journal().entries(KIND)
-        kernel = self._kernel([sample for sample, _domain in active])
-        guests, handles, directories = [], {}, {}
+        guests = []
         for sample, domain in active:
-            entry = set_by_us.get(run_key(self.hypervisor, sample.name, sample.run))
             found = _with_definition(sample, domain)
             if found is not None:
+                entry = set_by_us.get(run_key(self.hypervisor, sample.name, sample.run))
                 last = found.weight_set if entry is None else int(entry.new)
-                guests.append(
-                    replace(
-                        found,
-                        persistent=sample.uuid not in transient,
-                        weight_set=last,
-                        process=kernel.get(sample.uuid) or _elsewhere(domain),
-                    )
-                )
-                handles[sample.name] = domain
-                if (place := self._places.get((sample.uuid, sample.run))) is not None:
-                    directories[sample.name] = place[1]
-        snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), self._host())
-        return Observed(snapshot, handles, directories)
+                guests.append(replace(found, persistent=sample.uuid not in transient, weight_set=last))
+        handles = {sample.name: domain for sample, domain in active}
+        places = self._look_up(guests)
+        if places:
+            taken, host = time.monotonic_ns(), replace(host, busy=cpu.busy())
+        guests = [_of_kernel(guest, places.get(guest.name), handles[guest.name]) for guest in guests]
+        snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), host)
+        return Observed(snapshot, handles, {name: place.directory for name, place in places.items()})
 
     def _host(self) -> HostSample:
         if self.hypervisor.local:
             return host_sample.host()
         return host_sample.remote(scheduler.host_cores(self.hypervisor))
 
-    def _kernel(self, samples: Sequence[GuestSample]) -> dict[str, ProcessSample]:
-        """What this machine's kernel says of the guests' processes, by UUID."""
+    def _look_up(self, guests: Sequence[GuestSample]) -> dict[str, Place]:
+        """Where this machine's kernel knows the guests, by name."""
         if not self.hypervisor.local:
             return {}
         visible = cgroup.mounts()
-        mount = cgroup.cpu_mount(visible)
-        known = {key: self._places[key] for s in samples if (key := (s.uuid, s.run)) in self._places}
-        new = process.find_guests(s.uuid for s in samples if (s.uuid, s.run) not in known)
-        for sample in samples:
-            own = cgroup.guest_directory(new[sample.uuid], visible=visible) if sample.uuid in new else None
-            if own is not None:
-                known[sample.uuid, sample.run] = (new[sample.uuid], own)
-        self._places = known
-        if mount is None:
-            return {}
-        return {
-            uuid: ProcessSample(pid, cgroup.weight(directory, mount.version))
-            for (uuid, _run), (pid, directory) in known.items()
-        }
+        keys = {guest.uuid: (guest.uuid, guest.run, guest.vcpus) for guest in guests}
+        pids = process.find_guests(uuid for uuid, key in keys.items() if key not in self._places)
+        new = {keys[uuid]: place for uuid, pid in pids.items() if (place := counters.place(pid, visible))}
+        self._places = {key: place for key, place in (self._places | new).items() if key in keys.values()}
+        return {guest.name: self._places[key] for guest in guests if (key := keys[guest.uuid]) in self._places}
+
+
+def _of_kernel(sample: GuestSample, place: Place | None, domain: Any) -> GuestSample:
+    """The sample with the kernel's own counters, or with libvirt's where the kernel is not to be seen from here."""
+    if place is None:
+        return replace(sample, process=_elsewhere(domain))
+    now = counters.read(place)
+    known = replace(sample, process=ProcessSample(place.pid, cgroup.weight(place.directory, place.version)))
+    if now is None:
+        return replace(known, cpu_time=None, vcpu_delay=None)
+    return replace(known, cpu_time=now.cpu_time, vcpu_time=now.vcpu_time, vcpu_delay=now.vcpu_delay)
 
 
 def _with_definition(sample: GuestSample, domain: Any) -> GuestSample | None:

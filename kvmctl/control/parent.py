@@ -72,7 +72,7 @@ def standing(
     if found is None:
         return None
     rivals = parent.competitors(found)
-    expected = competing_weight(found.version, (weight for _name, weight in rivals.groups), rivals.alone, cpus)
+    expected = competing_weight(found.version, (weight for _name, weight in rivals.groups), rivals.alone)
     measured = measured_weight(found.weight, *used, cpus) if used and found.weight else None
     competing = assumed_weight(expected, measured)
     wanted = parent_weight(found.version, capacity, cpus - capacity, competing)

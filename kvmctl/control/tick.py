@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +20,6 @@ from kvmctl.model.hostpolicy import HostPolicy
 from kvmctl.model.plan import Plan
 from kvmctl.policy.tick import decide
 
-NICE = -15
 LOCK_WAIT = 3.0
 """Seconds that a tick waits for a person's command to finish before it leaves its turn out."""
 
@@ -67,7 +64,6 @@ class Controller:
 
     def tick(self) -> Ticked:
         """One whole round, under the hypervisor's lock. Raises LockedError where that is not to be had in time."""
-        _hurry()
         with lock(self.hypervisor.uri, LOCK_WAIT):
             planned = self.plan()
             outcomes = ground.make(planned.ground)
@@ -88,13 +84,6 @@ class Controller:
         except KvmctlError as error:
             complaints.append(f"{error.message}: the next run begins without what this one remembers")
         return complaints
-
-
-def _hurry() -> None:
-    """Let this process go before ordinary ones: the busier a host is, the less may its controller wait for its turn.
-    It wants little."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
 def apply(hypervisor: Hypervisor, handles: Mapping[str, Any], changes: Sequence[Change]) -> tuple[Outcome, ...]:

@@ -234,9 +234,10 @@ def _delete(path: Path) -> None:
 def timer_runs() -> bool:
     """Whether systemd starts our service every minute, and will after a reboot too."""
     try:
-        return bool(daemons.unit_is_active(_UNIT)) and _systemctl("is-enabled", _UNIT) is None
+        _systemctl("is-enabled", _UNIT)
     except KvmctlError:
         return False
+    return bool(daemons.unit_is_active(_UNIT))
 
 
 def _systemctl(*words: str) -> None:

@@ -19,20 +19,21 @@ all the time, and 5 % of weight are no more than 1.25 % of a host, and 0.24 % wh
 
 ALL_BUSY = 0.95
 """From which part of all CPUs in use on it may be told what weighs how much: who has what then follows the weights."""
-MOST_MEASURED = 4
+MOST_MEASURED = 2
 """How many times what was assumed a measured weight may be. Interrupts and real-time tasks take CPU whatever anything
 weighs: for them the guests' weight would otherwise rise without end, and starve the rest of the host."""
 
 
-def competing_weight(version: int, groups: Iterable[int], alone: bool, cpus: int) -> int:
+def competing_weight(version: int, groups: Iterable[int], alone: bool) -> int:
     """What may compete with the guests' parent at its level, in the units of that version; at least one new cgroup.
 
     `groups` are the weights of the sibling cgroups that have processes: all of them may be busy at the same time, so
     all count. Where there are tasks `alone`, in no cgroup of their own, each weighs as much as a new cgroup, on the
     one CPU where it is. (Each session does instead where the kernel groups by session, however many tasks it has.)
-    How many of them will be busy is not known before they are: one for every CPU is assumed.
+    How many of them will be busy is not known before they are: one is assumed, and what is measured is more. With one
+    for every CPU the guests were surer of their capacity, and the host's own work, libvirtd's too, came to a stand.
     """
-    return max(sum(groups) + (cpus if alone else 0) * DEFAULT_WEIGHT[version], DEFAULT_WEIGHT[version])
+    return max(sum(groups) + (DEFAULT_WEIGHT[version] if alone else 0), DEFAULT_WEIGHT[version])
 
 
 def cores_used(now: Snapshot, before: Memory | None, seconds: float) -> tuple[float, float] | None:

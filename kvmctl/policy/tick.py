@@ -40,10 +40,12 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One guest over the window since the last tick. Cores; `demand` None is all it can use, or unknown."""
+    """One guest over the window since the last tick. Cores; `demand` None is all it can use, or unknown. `hungry` is
+    whether it, or one of its vCPUs, wanted a CPU all the time."""
 
     used: float
     demand: float | None
+    hungry: bool
 
 
 def decide(now: Snapshot, before: Memory | None, policy: HostPolicy) -> Plan:
@@ -94,12 +96,12 @@ def measure(guest: GuestSample, before: Memory, seconds: float) -> Measured | No
     if used < 0:
         return None
     if guest.state != "running":
-        return Measured(used, 0.0)
+        return Measured(used, 0.0, hungry=False)
     wants = _vcpus_want(guest, old, seconds)
     if wants is None:
-        return Measured(used, None)
+        return Measured(used, None, hungry=True)
     running = sum(new - was for new, was in zip(guest.vcpu_time, old.vcpu_time, strict=True)) / 1e9 / seconds
-    return Measured(used, sum(wants) + max(0.0, used - running))
+    return Measured(used, sum(wants) + max(0.0, used - running), hungry=1.0 in wants)
 
 
 def _vcpus_want(guest: GuestSample, old: GuestMemory, seconds: float) -> list[float] | None:
@@ -164,7 +166,7 @@ def _corrected(
     """The memories with what each hungry guest is owed, and the factor that pays it.
 
     Due is what the guests were entitled to of the cores that all of them really had; where not all were measured,
-    nothing is owed. A guest that wanted no more than it got, or whose quota stopped it, is owed nothing.
+    nothing is owed. A guest that slept now and then, or whose quota stopped it, is owed nothing.
     """
     if any(guest.name not in measured for guest in guests):
         return dict(memories)
@@ -174,7 +176,7 @@ def _corrected(
     due = {
         claim.name: float(portions[claim.name].amount)
         for claim in claims
-        if portions and _is_hungry(measured[claim.name]) and portions[claim.name].amount < claim.promise.cpu_limit
+        if portions and measured[claim.name].hungry and portions[claim.name].amount < claim.promise.cpu_limit
     }
     used = {name: measured[name].used for name in due}
     by_name = {guest.name: memories[guest.uuid] for guest in guests}
@@ -186,13 +188,9 @@ def _corrected(
     }
 
 
-def _is_hungry(found: Measured) -> bool:
-    """Whether a guest, or one of its vCPUs, wanted more than it got."""
-    return found.demand is None or found.demand > found.used * (1 + OFF)
-
-
 def _satisfied(found: Measured) -> float | None:
-    return found.demand if _is_hungry(found) else found.used
+    """What a guest that sleeps now and then had is what it wanted: it waits a little whenever it wakes up."""
+    return found.demand if found.hungry else found.used
 
 
 def _weights(

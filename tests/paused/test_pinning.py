@@ -132,6 +132,9 @@ def test_a_guest_is_not_started_on_cpus_that_are_gone(
     assert "1 change" in kvmctl("set", name, "cpu.limit=0.5").err
     ran = kvmctl("set", name, "state=running", code=5)
     assert f"cpu.pin names CPU {len(EVERY)}, which this host does not have" in ran.err
+    assert ran.err.partition(": ")[2].startswith(f"guest {name}: ")
+    ran = kvmctl("start", name, "--paused", code=5)
+    assert f"guest {name}: cpu.pin names CPU {len(EVERY)}, which this host does not have: it has 0-" in ran.err
     assert domains.state(Guest(hypervisor, name).domain) == "stopped"
 
 

@@ -53,7 +53,10 @@ def test_every_example_parses(line: str) -> None:
     assert words[0] == "kvmctl"
     context = cli.make_context("kvmctl", words[1:])
     while isinstance(context.command, click.Group):
-        name, inner, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+        left = [*context._protected_args, *context.args]
+        if not left and context.command.invoke_without_command:
+            break
+        name, inner, rest = context.command.resolve_command(context, left)
         assert inner is not None
         context = inner.make_context(name, rest, parent=context)
 

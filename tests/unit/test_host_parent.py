@@ -7,6 +7,7 @@ from kvmctl.control import parent as control
 from kvmctl.host import cgroup, parent
 from kvmctl.host.journal import Journal
 from kvmctl.model.errors import KvmctlError
+from kvmctl.policy.parent import MOST_MEASURED
 from tests.trees import V1_GUEST, V2_GUEST, Tree, fill, plain_host, systemd_host, v1
 
 pytestmark = pytest.mark.unit
@@ -160,12 +161,12 @@ def test_a_plan_is_made_once(hybrid: Tree) -> None:
     found = standing(hybrid)
     due = control.plan(found, journal)
     assert due
-    assert (due.guest, due.field, due.old, due.new, due.how) == ("machine", "cpu.weight", 1024, 38_912, "live")
+    assert (due.guest, due.field, due.old, due.new, due.how) == ("machine", "cpu.weight", 1024, 19_456, "live")
     assert due.reason == "guests get 1.9 of 2 cores whatever else is busy"
     assert control.make(found, due, journal).result == "changed"
-    assert (hybrid.top / "cgroup/cpu/machine/cpu.shares").read_text() == "38912"
+    assert (hybrid.top / "cgroup/cpu/machine/cpu.shares").read_text() == "19456"
     entry = journal.entries(control.KIND)[str(found.parent.path)]
-    assert (entry.old, entry.new) == (1024, 38_912)
+    assert (entry.old, entry.new) == (1024, 19_456)
     assert control.plan(standing(hybrid), journal) is None
 
 
@@ -186,13 +187,13 @@ def test_more_than_expected_is_kept_until_a_busy_host_shows_that_less_will_do(hy
         due = control.plan(found, journal)
         return standing(hybrid).parent.weight if due and control.make(found, due, journal).result == "changed" else None
 
-    assert settle(None) == 38_912
+    assert settle(None) == 19_456
     raised = settle((1.7, 0.3))
-    assert raised == pytest.approx(38_912 * 0.3 / 1.7 * 19, rel=0.001)
+    assert raised == MOST_MEASURED * 19_456
     assert settle(None) is None
     assert settle((0.5, 0.2)) is None
     assert settle((1.9, 0.1)) is None
-    assert settle((1.98, 0.02)) == 38_912
+    assert settle((1.98, 0.02)) == 19_456
 
 
 def test_somebody_elses_weight_is_corrected_or_respected(hybrid: Tree) -> None:
@@ -204,10 +205,10 @@ def test_somebody_elses_weight_is_corrected_or_respected(hybrid: Tree) -> None:
         shares.write_text(str(foreign))
         corrected = control.plan(standing(hybrid), journal)
         assert corrected
-        assert (corrected.how, corrected.new) == ("live", 38_912)
+        assert (corrected.how, corrected.new) == ("live", 19_456)
         respected = control.plan(standing(hybrid), journal, respect=True)
         assert respected
-        assert (respected.how, respected.reason) == ("refused", f"kvmctl had set 38912, and somebody else {foreign}")
+        assert (respected.how, respected.reason) == ("refused", f"kvmctl had set 19456, and somebody else {foreign}")
         assert control.make(standing(hybrid), respected, journal).result == "not applied"
         assert shares.read_text() == str(foreign)
 

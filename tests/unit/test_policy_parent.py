@@ -94,11 +94,11 @@ def test_what_twice_the_competition_costs(count: int, reserve: float, lost: floa
 
 
 def test_what_is_expected() -> None:
-    assert competing_weight(1, [], alone=True, cpus=2) == 2048
-    assert competing_weight(1, [1024, 512], alone=True, cpus=4) == 5632
-    assert competing_weight(2, [100, 100, 100], alone=False, cpus=64) == 300
-    assert competing_weight(2, [], alone=False, cpus=64) == 100
-    assert competing_weight(1, [2], alone=False, cpus=8) == 1024
+    assert competing_weight(1, [], alone=True) == 1024
+    assert competing_weight(1, [1024, 512], alone=True) == 2560
+    assert competing_weight(2, [100, 100, 100], alone=False) == 300
+    assert competing_weight(2, [], alone=False) == 100
+    assert competing_weight(1, [2], alone=False) == 1024
 
 
 @given(versions, cpus, parts, st.floats(1, MOST_MEASURED), st.floats(0.2, 5))

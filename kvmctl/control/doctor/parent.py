@@ -114,7 +114,7 @@ def _weight(found: Standing, policy: HostPolicy, runs: bool) -> Check:
 def _rivals(found: Standing) -> str:
     names = [f"{name} {weight}" for name, weight in found.competitors.groups]
     if found.competitors.alone:
-        names.append(f"one task in no group for each of {found.cpus} CPUs")
+        names.append("one task in no group")
     return ", ".join(names) or "nothing has processes beside it"
 
 
