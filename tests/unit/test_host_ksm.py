@@ -134,7 +134,7 @@ def test_each_file_is_put_back_on_its_own_and_run_first(new: Host) -> None:
     new.enable(pages_to_scan=500, sleep_millisecs=5)
     entries = ksm.changed(new.journal)
     assert next(iter(entries)) == "run"
-    new.write(run=2)
+    new.write(run="2")
     assert ksm.put_back("run", entries["run"], new.journal, root=new.root).respected
     assert ksm.value("run", new.root) == "2"
     for name, entry in entries.items():

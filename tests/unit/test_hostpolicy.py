@@ -229,8 +229,8 @@ def test_any_document_is_read_or_refused(document: object) -> None:
 
 @pytest.mark.parametrize(
     ("cpus", "stated", "reserve"),
-    [(1, None, 0.25), (2, None, 0.25), (5, None, 0.25), (16, None, 0.32), (64, None, 1.28), (2, 0.5, 0.5), (2, 1.0, 1.0),
-     (2, 8.0, 1.0), (1, 0.75, 0.5), (64, 0.01, 0.01)],
+    [(1, None, 0.25), (2, None, 0.25), (5, None, 0.25), (16, None, 0.32), (64, None, 1.28), (2, 0.5, 0.5),
+     (2, 1.0, 1.0), (2, 8.0, 1.0), (1, 0.75, 0.5), (64, 0.01, 0.01)],
 )  # fmt: skip
 def test_what_the_host_keeps(cpus: int, stated: float | None, reserve: float) -> None:
     policy = HostPolicy(CpuPolicy(reserve=stated))
