@@ -131,10 +131,11 @@ def _emit(app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -
 
 def _run(app: App, duration: float | None, every: float) -> int:
     from kvmctl.host.lock import lock
-    from kvmctl.host.urgency import urgent
+    from kvmctl.host.urgency import hurry
 
     hypervisor = app.hypervisor()
-    with lock(f"rebalance of {hypervisor.uri}"), urgent():
+    with lock(f"rebalance of {hypervisor.uri}"):
+        hurry()
         rounds = _Rounds(app)
         for _number in _beats(duration, every):
             rounds.one(alone=duration is None)

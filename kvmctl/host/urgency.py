@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 NICE = -15
 _AUTOGROUP = Path("/proc/self/autogroup")
 
 
-@contextmanager
-def urgent() -> Iterator[None]:
-    """In the block this process has a high priority, where that is allowed: the busier a host is, the less may its
-    controller wait for its turn, and it wants little.
+def hurry() -> None:
+    """Give this process a high priority, where that is allowed: the busier a host is, the less may its controller wait
+    for its turn, and it wants little.
 
-    Without systemd the kernel divides CPU by session (autogroup), whatever the nice values in it. The session's
-    priority is raised where it has no terminal, which is where it is cron's: a person's shell is left alone.
+    Without systemd the kernel divides CPU by session (autogroup), whatever the nice values in it, so the session's
+    priority counts. It is raised where the session is this process's alone, made for it if need be; not where there
+    is a terminal, whose Ctrl-C has to reach it.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    raised = not _has_terminal() and _set_session(NICE)
-    try:
-        yield
-    finally:
-        if raised:
-            _set_session(0)
+    if _has_terminal():
+        return
+    with suppress(PermissionError):  # it leads a group of processes already
+        os.setsid()
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            _AUTOGROUP.write_text(str(NICE))
 
 
 def _has_terminal() -> bool:
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-def _set_session(nice: int) -> bool:
-    try:
-        _AUTOGROUP.write_text(str(nice))
     except OSError:
         return False
     return True
