@@ -16,6 +16,7 @@ from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.model.units import format_cores
 from kvmctl.policy import drift
 from kvmctl.policy.cpu import OFF, CpuClaim, Entitlement, divided, entitlements
+from kvmctl.policy.parent import cores_used
 from kvmctl.policy.weights import LEAST_WEIGHT, MOST_WEIGHT
 
 SHORTEST, LONGEST = 0.5, 300.0
@@ -58,7 +59,7 @@ def decide(now: Snapshot, before: Memory | None, policy: HostPolicy) -> Plan:
     known = [guest for guest in guests if guest.promise is not None]
     seconds = window(now, before)
     measured = {g.name: found for g in known if before and seconds and (found := measure(g, before, seconds))}
-    others = _others(now, before, seconds, known)
+    others = _others(now, before, seconds)
     memories = {g.uuid: _remember(g, before, measured.get(g.name)) for g in known}
     cores = max(1, len(now.host.online) or now.host.cpus) if now.host else 1
     reserve = cpu_reserve(policy, cores)
@@ -116,20 +117,13 @@ def _vcpus_want(guest: GuestSample, old: GuestMemory, seconds: float) -> list[fl
     return [1.0 if part >= 1 - OFF else part for part in parts]
 
 
-def _others(now: Snapshot, before: Memory | None, seconds: float, guests: Sequence[GuestSample]) -> float | None:
+def _others(now: Snapshot, before: Memory | None, seconds: float) -> float | None:
     """Cores that all else on the host used; what was known before where it cannot be measured now."""
     former = before.others if before and before.boot == now.boot else None
-    busy, was = now.host.busy if now.host else None, before.busy if before else None
-    if before is None or not seconds or busy is None or was is None:
-        return former
-    spent = 0
-    for guest in guests:
-        old = before.guests.get(guest.uuid)
-        if old is None or old.run != guest.run or guest.cpu_time is None or old.cpu_time is None:
-            return former
-        spent += guest.cpu_time - old.cpu_time
-    found = max(0.0, (busy - was - spent) / 1e9 / seconds)
-    return found if former is None else max(found, FALL * former + (1 - FALL) * found)
+    used = cores_used(now, before, seconds)
+    if used is None or former is None:
+        return former if used is None else used[1]
+    return max(used[1], FALL * former + (1 - FALL) * used[1])
 
 
 def _remember(guest: GuestSample, before: Memory | None, found: Measured | None) -> GuestMemory:
