@@ -201,11 +201,10 @@ class _Rounds:
         self.nothing = _nothing(ticked.plan)
         for text in (*ticked.plan.notes, *ticked.complaints):
             self._once(text)
-        rows = [_outcome_row(outcome) for outcome in ticked.outcomes]
         self.failed |= dict.fromkeys(o.change.guest for o in ticked.outcomes if _failed(o))
         self.failed |= dict.fromkeys(ticked.complaints)
-        if self.app.quiet:
-            rows = [_outcome_row(outcome) for outcome in ticked.outcomes if outcome.result == "not applied"]
+        shown = [one for one in ticked.outcomes if one.result == "not applied" or not self.app.quiet]
+        rows = [_outcome_row(outcome) for outcome in shown]
         self.rows += rows
         if rows and self.app.output == "table":
             click.echo(table(rows, _OUTCOMES), nl=False)

@@ -42,9 +42,8 @@ def plan(observed: Observed, before: Memory | None, policy: HostPolicy) -> Groun
     respect = policy.cpu.foreign == "respect"
     standing = None
     if policy.cpu.parent == "manage":
-        cpus = len(host.online) or host.cpus
         used = cores_used(observed.snapshot, before, window(observed.snapshot, before))
-        standing = parent.standing(observed.directories.values(), capacity(policy, cpus), cpus, visible, used)
+        standing = parent.standing(observed.directories.values(), capacity(policy, host.cpus), host.cpus, visible, used)
     due: tuple[ThreadChange, ...] = ()
     if policy.cpu.threads == "manage":
         due = tuple(threads.plan(observed.directories.items(), mount.version, journal, respect))

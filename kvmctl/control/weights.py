@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvmctl.control.capacity import capacity, cpus
+from kvmctl.control.foreign import foreign
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
@@ -97,9 +98,7 @@ def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
     done = set_weight(domain, due.change)
     if done.result != "changed":
         return done
-    old = due.change.old
-    foreign = f"kvmctl had set {known.new}, and somebody else {old}" if known and known.new != old else ""
-    return replace(done, reason="; ".join(filter(None, (foreign, due.reason))))
+    return replace(done, reason="; ".join(filter(None, (foreign(known, due.change.old), due.reason))))
 
 
 def set_weight(domain: Any, change: Change) -> Outcome:

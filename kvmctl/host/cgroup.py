@@ -161,12 +161,13 @@ def read(pid: int, proc: Path = Path("/proc"), visible: tuple[Mount, ...] | None
         path=own,
         weight=weight(own, mount.version),
         quota_cores=_smallest({quota(own, mount.version), quota(threads, mount.version)}),
-        vcpu_quota_cores=tuple(quota(path, mount.version) for path in _vcpu_directories(threads)),
+        vcpu_quota_cores=tuple(quota(path, mount.version) for path in vcpu_directories(threads)),
         parent_weight=weight(own.parent, mount.version),
     )
 
 
-def _vcpu_directories(threads: Path) -> list[Path]:
+def vcpu_directories(threads: Path) -> list[Path]:
+    """The directories of a guest's vCPUs in vCPU order, from the one that holds those of its threads."""
     return sorted(threads.glob("vcpu[0-9]*"), key=lambda path: int(path.name.removeprefix("vcpu")))
 
 

@@ -44,9 +44,7 @@ def place(pid: int, visible: tuple[Mount, ...], proc: Path = _PROC) -> Place | N
     if mount is None or own is None:
         return None
     tasks = "tasks" if mount.version == 1 else "cgroup.threads"
-    groups = sorted(
-        cgroup.threads_directory(own).glob("vcpu[0-9]*"), key=lambda path: int(path.name.removeprefix("vcpu"))
-    )
+    groups = cgroup.vcpu_directories(cgroup.threads_directory(own))
     threads = [(read_permitted(group / tasks) or "").split() for group in groups]
     files = tuple(proc / str(pid) / "task" / found[0] / "schedstat" for found in threads if found)
     return Place(pid, own, mount.version, _usage(own, mount, visible), files)

@@ -14,9 +14,9 @@ from kvmctl.model.sample import GuestSample
 def host(tsc_hz: int | None = None) -> HostSample:
     """The host now. `tsc_hz` is the time stamp counter's frequency where libvirt told it."""
     now = memory.read()
-    clock = cpu.base_clock(tsc_hz)
+    clock, online = cpu.base_clock(tsc_hz), cpu.online()
     return HostSample(
-        cpus=cpu.read().online,
+        cpus=len(online),
         base_mhz=clock.mhz if clock else None,
         memory_total=now.total,
         memory_available=now.available,
@@ -24,7 +24,7 @@ def host(tsc_hz: int | None = None) -> HostSample:
         swap_free=now.swap_free,
         cgroup_version=cgroup.version(),
         ksm=ksm.sample(),
-        online=cpu.online(),
+        online=online,
         busy=cpu.busy(),
     )
 

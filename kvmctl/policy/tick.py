@@ -61,7 +61,7 @@ def decide(now: Snapshot, before: Memory | None, policy: HostPolicy) -> Plan:
     measured = {g.name: found for g in known if before and seconds and (found := measure(g, before, seconds))}
     others = _others(now, before, seconds)
     memories = {g.uuid: _remember(g, before, measured.get(g.name)) for g in known}
-    cores = max(1, len(now.host.online) or now.host.cpus) if now.host else 1
+    cores = max(1, now.host.cpus) if now.host else 1
     reserve = cpu_reserve(policy, cores)
     capacity = cores - min(reserve, reserve if others is None else others)
     claims = [_claim(guest, memories[guest.uuid]) for guest in known]
