@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kvmctl.cli.output import Column, one_line, table
-from kvmctl.model.hostpolicy import CpuPolicy
+from kvmctl.model.hostpolicy import CpuPolicy, MemoryPolicy
 from kvmctl.model.units import format_cores, human_size
 
 Document = Mapping[str, Any]
@@ -133,6 +133,11 @@ def _policy(found: Document) -> Iterator[str]:
     keys = ("parent", "threads", "correct", "foreign")
     unusual = ", ".join(f"{key} {cpu[key]}" for key in keys if cpu[key] != getattr(usual, key))
     yield _line("policy", found["file"] or "defaults", part, unusual)
+    memory, common = found["memory"], MemoryPolicy()
+    room = f"{human_size(memory['for_guests'])} for guests, which may grow to {memory['overcommit']:.0%} of that"
+    keys = ("sharing", "balloon", "swap")
+    unusual = ", ".join(f"{key} {memory[key]}" for key in keys if memory[key] != getattr(common, key))
+    yield _line("  memory", room, unusual)
 
 
 def _guests(found: Document) -> Iterator[str]:

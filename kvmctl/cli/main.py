@@ -38,10 +38,13 @@ _COMMANDS = {
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),
+    "top": ("kvmctl.cli.top:top", "Host and guests live: CPU, memory layers, KSM, swap, steal, pressure"),
     "rebalance": ("kvmctl.cli.rebalance:rebalance", "Keep the promises: once, for a while, or by cron"),
     "events": ("kvmctl.cli.events:events", "Follow what happens to the guests: starts, stops, balloons"),
     "host": ("kvmctl.cli.host:host", "The host: show, metrics, doctor"),
     "ksm": ("kvmctl.cli.ksm:ksm", "Kernel same-page merging: show, enable, disable"),
+    "swap": ("kvmctl.cli.swap:swap", "What the host swaps to: show, enable, disable"),
+    "pci": ("kvmctl.cli.pci:pci", "PCI devices: list, bind and release for guests, virtual functions"),
     "completion": ("kvmctl.cli.completion:completion", "Print a shell completion script"),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmctl.control import starts
+from kvmctl.control.begin import begin
 from kvmctl.control.parallel import each
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.resolve import INTENT, VolumePlan
@@ -181,7 +182,7 @@ def _bring(domain: Any, state: str) -> None:
     if domains.state(domain) == "paused":
         domains.resume(domain)
     else:
-        domains.start(domain, paused=state == "paused")
+        begin(domain, paused=state == "paused")
 
 
 def _set_live(domain: Any, plan: GuestPlan) -> dict[str, str]:

@@ -17,12 +17,13 @@ from kvmctl.host import accelerator, cgroup, cpu, ksm, memory, virtualization
 from kvmctl.hypervisor import domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
-from kvmctl.model.hostpolicy import capacity, cpu_reserve
+from kvmctl.model.hostpolicy import MemoryPolicy, capacity, cpu_reserve
 from kvmctl.model.metrics import OFF
 from kvmctl.model.promise import Promise
 from kvmctl.model.sample import GuestSample
 from kvmctl.policy.ksm import saved
-from kvmctl.policy.memory import host_reserve
+from kvmctl.policy.memory import host_reserve, reserve_of
+from kvmctl.policy.reclaim import guests_memory
 from kvmctl.xml.metadata import promise
 
 Number = TypeVar("Number", int, float)
@@ -41,7 +42,7 @@ def facts(hypervisor: Hypervisor | None) -> dict[str, Any]:
         "versions": _versions(hypervisor, local),
         "virtualization": _virtualization() if local else None,
         "cpu": _cpu(hypervisor) if local else hypervisor and node and _remote_cpu(hypervisor, node),
-        "memory": _memory() if local else node and _remote_memory(node),
+        "memory": _memory(policy) if local else node and _remote_memory(node),
         "cgroup": _cgroup() if local else None,
         "policy": _policy(policy) if policy else None,
         "guests": _guests(hypervisor) if hypervisor else None,
@@ -112,12 +113,12 @@ def _remote_cpu(hypervisor: Hypervisor, node: host.Node) -> dict[str, Any]:
     return {"architecture": node.architecture, **unknown, **known}
 
 
-def _memory() -> dict[str, Any]:
+def _memory(policy: hostpolicy.Found | None) -> dict[str, Any]:
     found, merging = memory.read(), ksm.sample()
     pressure = memory.pressure("memory")
     return {
         **asdict(found),
-        "kept_for_host": host_reserve(found.total),
+        "kept_for_host": reserve_of(policy.policy.memory if policy else MemoryPolicy(), found.total),
         "swap_areas": [asdict(area) for area in memory.swap_areas()],
         "zswap": memory.zswap(),
         "ksm_run": merging and merging.run,
@@ -148,7 +149,12 @@ def _policy(found: hostpolicy.Found) -> dict[str, Any]:
             "kept_for_host": cpu_reserve(found.policy, cpus),
             "capacity": capacity(found.policy, cpus),
         },
+        "memory": {**asdict(found.policy.memory), "for_guests": _for_guests(found.policy.memory)},
     }
+
+
+def _for_guests(policy: MemoryPolicy) -> int:
+    return guests_memory(memory.read().total, policy.reserve, policy.limit, memory.guests_limit())
 
 
 def _guests(hypervisor: Hypervisor) -> dict[str, Any]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kvmctl.control.capacity import Capacity, capacity, cpus
 from kvmctl.control.weights import KIND, claims, run_key
-from kvmctl.host import cgroup, ksm, memory, process
+from kvmctl.host import cgroup, process
 from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains
-from kvmctl.hypervisor import host as hypervisor_host
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
+from kvmctl.model.errors import ConflictError, KvmctlError
 from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.metrics import GuestRates, GuestReading, guest_rates
 from kvmctl.model.sample import ACTIVE, GuestSample
@@ -22,11 +20,6 @@ from kvmctl.model.units import format_cores
 from kvmctl.model.wording import argument
 from kvmctl.policy.cpu import Bound, CpuClaim, Entitlement, demand, entitlements, falls_short
 from kvmctl.policy.explain import Explanation, explain
-from kvmctl.policy.ksm import PAGE, saved
-from kvmctl.policy.memory import host_reserve, is_fresh, overcommit_ratio, used
-from kvmctl.policy.promise import promise_of
-from kvmctl.xml import tree
-from kvmctl.xml.parse import parse
 
 NOT_LOCAL = "this is not this machine's hypervisor, so what only its kernel knows is shown as -"
 
@@ -89,50 +82,6 @@ class CpuAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryLine:
-    """One running guest. Bytes, except `shares`; None is unknown."""
-
-    name: str
-    uuid: str
-    state: str
-    max: int | None
-    size: int | None
-    balloon: int | None
-    usable: int | None
-    used: int | None
-    resident: int | None
-    shared: int | None
-    swapped: int | None
-    reservation: int
-    shares: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """The host's memory. Bytes; None is unknown."""
-
-    total: int | None = None
-    reservable: int | None = None
-    """What the guests may reserve together."""
-    available: int | None = None
-    swap_total: int | None = None
-    swap_used: int | None = None
-    ksm_saved: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryLedger:
-    """All running guests, by name, and the host. Bytes; None is unknown."""
-
-    uri: str
-    host: HostMemory
-    overcommit: float | None
-    """What running guests may grow to, as a multiple of what the host has."""
-    guests: tuple[MemoryLine, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Seen:
     """What was found of the running guests, and of the host they divide."""
 
@@ -151,7 +100,7 @@ class _Seen:
 def cpu_ledger(hypervisor: Hypervisor, seconds: float) -> CpuLedger:
     """The CPU ledger; CPU use, steal and demand are measured over `seconds`, and unknown where that is 0."""
     seen = _observe(hypervisor, seconds)
-    weights = {uuid: found.weight for uuid, found in _processes(hypervisor, seen.samples.values()).items()}
+    weights = {uuid: found.weight for uuid, found in processes(hypervisor, seen.samples.values()).items()}
     now = entitlements(seen.claims, seen.room.guests, seen.cpus)
     # Changes through kvmctl do not wait for a sample.
     due = entitlements([replace(claim, demand=None) for claim in seen.claims], seen.room.guests, seen.cpus)
@@ -241,20 +190,21 @@ def _cpu_notes(hypervisor: Hypervisor, seen: _Seen, lines: Sequence[CpuLine]) ->
     foreign = {line.name for line in lines if line.weight not in (None, line.weight_due)}
     ours = _set_by_us(hypervisor, [seen.samples[name] for name in foreign])
     for line in lines:
-        if line.name in foreign and line.weight != ours.get(line.name):
+        if line.name in foreign and ours.get(line.name, 0) not in (None, line.weight):
             yield f"{line.name}: its weight is {line.weight}; the next change through kvmctl sets {line.weight_due}"
         if line.note:
             yield f"{line.name}: {line.note}"
 
 
-def _set_by_us(hypervisor: Hypervisor, samples: Sequence[GuestSample]) -> dict[str, int]:
-    """The weights that kvmctl gave guests last, by their names; empty to whoever may not read the journal."""
+def _set_by_us(hypervisor: Hypervisor, samples: Sequence[GuestSample]) -> dict[str, int | None]:
+    """The weights that kvmctl gave guests last, by their names, None where it moves them all the time; empty to
+    whoever may not read the journal."""
     try:
         entries = Journal().entries(KIND) if samples else {}
     except KvmctlError:
         return {}
     keys = {sample.name: run_key(hypervisor, sample.name, sample.run) for sample in samples}
-    return {name: int(entries[key].new) for name, key in keys.items() if key in entries}
+    return {name: entries[key].new for name, key in keys.items() if key in entries}
 
 
 def _misplaced(claims: Iterable[CpuClaim], lines: Iterable[CpuLine]) -> Iterator[str]:
@@ -271,7 +221,7 @@ def _waited(line: CpuLine) -> float | None:
     return None if line.steal is None else line.steal / 100 * line.vcpus
 
 
-def _processes(hypervisor: Hypervisor, samples: Iterable[GuestSample]) -> dict[str, ProcessSample]:
+def processes(hypervisor: Hypervisor, samples: Iterable[GuestSample]) -> dict[str, ProcessSample]:
     """What this machine's kernel says of the guests, by UUID."""
     if not hypervisor.local:
         return {}
@@ -279,69 +229,3 @@ def _processes(hypervisor: Hypervisor, samples: Iterable[GuestSample]) -> dict[s
     pids = process.find_guests(sample.uuid for sample in samples)
     found = {uuid: process.sample(pid, visible=visible) for uuid, pid in pids.items()}
     return {uuid: sample for uuid, sample in found.items() if sample}
-
-
-def memory_ledger(hypervisor: Hypervisor) -> MemoryLedger:
-    """The memory ledger. The guests' own figures are unknown unless their balloon driver told them just now."""
-    active = [(sample, domain) for sample, domain in domains.samples_with_domains(hypervisor) if sample.state in ACTIVE]
-    processes = _processes(hypervisor, [sample for sample, _domain in active])
-    clock = time.time()
-    found = [_memory_line(sample, domain, processes.get(sample.uuid), clock) for sample, domain in active]
-    lines = tuple(line for line in found if line)
-    host = _host(hypervisor)
-    return MemoryLedger(
-        uri=hypervisor.uri,
-        host=host,
-        overcommit=overcommit_ratio([line.max for line in lines], host.total) if host.total else None,
-        guests=lines,
-        notes=(NOT_LOCAL,) if lines and not hypervisor.local else (),
-    )
-
-
-def _host(hypervisor: Hypervisor) -> HostMemory:
-    if not hypervisor.local:
-        node = hypervisor_host.node(hypervisor)
-        return HostMemory(node.memory, node.memory - host_reserve(node.memory)) if node else HostMemory()
-    now, merged = memory.read(), ksm.sample()
-    return HostMemory(
-        total=now.total,
-        reservable=now.total - host_reserve(now.total),
-        available=now.available,
-        swap_total=now.swap_total,
-        swap_used=now.swap_total - now.swap_free,
-        ksm_saved=saved(merged) if merged else None,
-    )
-
-
-def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None, clock: float) -> MemoryLine | None:
-    """None where the guest is gone."""
-    balloon = sample.balloon
-    try:
-        spec = parse(domains.definition(domain)).spec
-        fresh = bool(balloon.last_update) and is_fresh(balloon, clock, _period(domains.live_definition(domain)))
-    except NotFoundError:
-        return None
-    promise = promise_of(spec)
-    merging = kernel.ksm_merging_pages if kernel else None
-    return MemoryLine(
-        name=sample.name,
-        uuid=sample.uuid,
-        state=sample.state,
-        max=balloon.maximum,
-        size=spec.memory.size,
-        balloon=balloon.current,
-        usable=balloon.usable if fresh else None,
-        used=used(balloon) if fresh else None,
-        # libvirt leaves its figure out while another call is at work on the guest.
-        resident=kernel.rss if kernel else balloon.rss,
-        shared=None if merging is None else merging * PAGE,
-        swapped=kernel.swapped if kernel else None,
-        reservation=promise.memory_reservation,
-        shares=promise.memory_shares,
-    )
-
-
-def _period(live_definition: str) -> int:
-    """Seconds between two reports of the balloon driver; 0 is never."""
-    stats = tree.read(live_definition).find("devices/memballoon/stats")
-    return 0 if stats is None else tree.number(stats.get("period")) or 0

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from kvmctl.control.begin import begin
 from kvmctl.control.parallel import each
 from kvmctl.control.select import Guest
 from kvmctl.control.wait import until
@@ -47,7 +48,7 @@ def start(guest: Guest, paused: bool = False) -> Deed:
     if domains.state(domain) in ("running", "paused", "suspended"):
         return Deed(sample.name, "unchanged", f"is {domains.state(domain)} already")
     try:
-        domains.start(domain, paused)
+        begin(domain, paused)
     except KvmctlError as error:
         raise _pinned_nowhere(domain) or error from error
     wanted = "paused" if paused else "running"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvmctl.control.weights import KIND, run_key
+from kvmctl.control.weights import BALLOON, KIND, run_key
 from kvmctl.host import cgroup, counters, cpu, process
 from kvmctl.host import sample as host_sample
 from kvmctl.host.counters import Place
@@ -18,7 +18,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import KvmctlError, NotFoundError, UnreachableError
 from kvmctl.model.host_sample import HostSample, ProcessSample, Snapshot
 from kvmctl.model.sample import ACTIVE, GuestSample
-from kvmctl.xml import metadata, resources, tree
+from kvmctl.xml import metadata, reclaimable, resources, tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,32 @@ class Observed:
 
     snapshot: Snapshot
     handles: Mapping[str, Any]
-    directories: Mapping[str, Path]
-    """Where this machine's kernel has the CPU settings of each."""
+    places: Mapping[str, Place]
+    """Where this machine's kernel knows each."""
+
+    @property
+    def directories(self) -> Mapping[str, Path]:
+        """Where this machine's kernel has the CPU settings of each."""
+        return {name: place.directory for name, place in self.places.items()}
+
+
+def again(former: Observed, weights: Mapping[str, int]) -> Snapshot | None:
+    """The guests and the host as the kernel knows them a little later; libvirt is not asked, so that this costs a few
+    files for each guest. None where one of them is not to be seen any more: it ended, or a vCPU of it came or went.
+
+    `weights` are what kvmctl set last, by name, of guests of which the journal does not say it.
+    """
+    if former.snapshot.host is None or len(former.places) < len(former.snapshot.guests):
+        return None
+    taken, clock = time.monotonic_ns(), time.time()
+    host = replace(former.snapshot.host, busy=cpu.busy())
+    guests = [_of_kernel(guest, former.places[guest.name]) for guest in former.snapshot.guests]
+    if any(guest.cpu_time is None for guest in guests):
+        return None
+    known = (
+        replace(guest, weight_set=weights.get(guest.name)) if guest.weight_set is None else guest for guest in guests
+    )
+    return replace(former.snapshot, taken=taken, clock=clock, guests=tuple(known), host=host)
 
 
 @dataclass
@@ -47,21 +71,29 @@ class Observer:
         taken, clock, host = time.monotonic_ns(), time.time(), self._host()
         active = [(sample, domain) for sample, domain in pairs if sample.state in ACTIVE]
         transient = domains.transient(self.hypervisor)
-        set_by_us = Journal().entries(KIND)
+        journal = Journal()
+        set_by_us, moved_by_us = journal.entries(KIND), journal.entries(BALLOON)
         guests = []
         for sample, domain in active:
             found = _with_definition(sample, domain)
             if found is not None:
-                entry = set_by_us.get(run_key(self.hypervisor, sample.name, sample.run))
-                last = found.weight_set if entry is None else int(entry.new)
-                guests.append(replace(found, persistent=sample.uuid not in transient, weight_set=last))
+                key = run_key(self.hypervisor, sample.name, sample.run)
+                entry, moved = set_by_us.get(key), key in moved_by_us
+                last = found.weight_set if entry is None else entry.new
+                known = replace(found, persistent=sample.uuid not in transient, weight_set=last, balloon_moved=moved)
+                guests.append(known)
         handles = {sample.name: domain for sample, domain in active}
         places = self._look_up(guests)
         if places:
             taken, host = time.monotonic_ns(), replace(host, busy=cpu.busy())
-        guests = [_of_kernel(guest, places.get(guest.name), handles[guest.name]) for guest in guests]
+        guests = [
+            _of_kernel(_with_memory(guest, places[guest.name]), places[guest.name])
+            if guest.name in places
+            else replace(guest, process=_elsewhere(handles[guest.name]))
+            for guest in guests
+        ]
         snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), host)
-        return Observed(snapshot, handles, {name: place.directory for name, place in places.items()})
+        return Observed(snapshot, handles, places)
 
     def _host(self) -> HostSample:
         if self.hypervisor.local:
@@ -80,12 +112,11 @@ class Observer:
         return {guest.name: self._places[key] for guest in guests if (key := keys[guest.uuid]) in self._places}
 
 
-def _of_kernel(sample: GuestSample, place: Place | None, domain: Any) -> GuestSample:
-    """The sample with the kernel's own counters, or with libvirt's where the kernel is not to be seen from here."""
-    if place is None:
-        return replace(sample, process=_elsewhere(domain))
+def _of_kernel(sample: GuestSample, place: Place) -> GuestSample:
+    """The sample with the kernel's own counters."""
     now = counters.read(place)
-    known = replace(sample, process=ProcessSample(place.pid, cgroup.weight(place.directory, place.version)))
+    seen = sample.process or ProcessSample(place.pid)
+    known = replace(sample, process=replace(seen, weight=cgroup.weight(place.directory, place.version)))
     if now is None:
         return replace(known, cpu_time=None, vcpu_delay=None)
     return replace(known, cpu_time=now.cpu_time, vcpu_time=now.vcpu_time, vcpu_delay=now.vcpu_delay)
@@ -103,7 +134,20 @@ def _with_definition(sample: GuestSample, domain: Any) -> GuestSample | None:
         raise
     except KvmctlError:
         return sample
-    return replace(sample, promise=promise, cpus=resources.allowed(root), weight_set=resources.defined_weight(root))
+    return replace(
+        sample,
+        promise=promise,
+        cpus=resources.allowed(root),
+        weight_set=resources.defined_weight(root),
+        memory_size=reclaimable.memory_size(root),
+        memory_fixed=reclaimable.memory_fixed(root),
+        stats_period=reclaimable.stats_period(root),
+    )
+
+
+def _with_memory(sample: GuestSample, place: Place) -> GuestSample:
+    """The sample with what the kernel says of the memory of its process, which is not read between two ticks."""
+    return replace(sample, process=process.memory_of(place.pid))
 
 
 def _elsewhere(domain: Any) -> ProcessSample | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kvmctl.host.files import make_private_directory, read_text, state_directory, write_atomic
 from kvmctl.model.errors import KvmctlError
 from kvmctl.model.plan import GuestMemory, Memory
+from kvmctl.model.reclaim import ReclaimGuest, ReclaimMemory
 
 VERSION = 1
 
@@ -44,7 +45,8 @@ def remember(uri: str, memory: Memory) -> None:
         kept.clear()  # it is replaced
     kept[uri] = memory
     hypervisors = {key: _plain(value) for key, value in kept.items()}
-    write_atomic(path, json.dumps({"version": VERSION, "hypervisors": hypervisors}) + "\n")
+    text = json.dumps({"version": VERSION, "hypervisors": hypervisors}) + "\n"
+    write_atomic(path, text, durable=False)
 
 
 class _VersionError(ValueError):
@@ -59,7 +61,13 @@ def _parsed(text: str) -> dict[str, Memory]:
 
 
 def _plain(memory: Memory) -> dict[str, object]:
-    return {**asdict(memory), "guests": {uuid: asdict(guest) for uuid, guest in memory.guests.items()}}
+    plain = asdict(replace(memory, guests={}, reclaim=None))
+    plain["guests"] = {uuid: asdict(guest) for uuid, guest in memory.guests.items()}
+    if memory.reclaim is not None:
+        reclaim = memory.reclaim
+        plain["reclaim"] = asdict(replace(reclaim, guests={}))
+        plain["reclaim"]["guests"] = {uuid: asdict(guest) for uuid, guest in reclaim.guests.items()}
+    return plain
 
 
 def _memory(value: Mapping[str, Any]) -> Memory:
@@ -69,6 +77,29 @@ def _memory(value: Mapping[str, Any]) -> Memory:
         busy=_optional(int, value["busy"]),
         others=_optional(float, value["others"]),
         guests={str(uuid): _guest(guest) for uuid, guest in value["guests"].items()},
+        reclaim=_reclaim(value.get("reclaim")),
+    )
+
+
+def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
+    if value is None:
+        return None
+    return ReclaimMemory(
+        taken=int(value["taken"]),
+        boot=str(value["boot"]),
+        state=_optional(str, value["state"]),
+        stalled=_optional(float, value["stalled"]),
+        unprofitable_until=int(value["unprofitable_until"]),
+        guests={
+            str(uuid): ReclaimGuest(
+                run=int(guest["run"]),
+                faults=_optional(int, guest["faults"]),
+                host_faults=_optional(int, guest["host_faults"]),
+                calm=float(guest["calm"]),
+                calm_until=int(guest["calm_until"]),
+            )
+            for uuid, guest in value["guests"].items()
+        },
     )
 
 

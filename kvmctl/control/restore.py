@@ -11,21 +11,34 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kvmctl.control import parent as parents
+from kvmctl.control import pci, reclaim, swap, weights
 from kvmctl.control import threads as groups
-from kvmctl.control import weights
 from kvmctl.control.foreign import foreign
 from kvmctl.control.guarded import LOCK_WAIT
-from kvmctl.host import cgroup, ksm, parent, threads
+from kvmctl.host import cgroup, ksm, parent, process
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.host.lock import lock_all
-from kvmctl.hypervisor import domains, scheduler
+from kvmctl.host.pci_kernel import Kernel
+from kvmctl.hypervisor import domains, live, scheduler
 from kvmctl.hypervisor.connection import open_hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
 from kvmctl.model.errors import KvmctlError, NotFoundError
+from kvmctl.xml import tree
+from kvmctl.xml.reclaimable import stats_period
 
 Result = Literal["changed", "unchanged", "pending", "not applied"]
 
-_KINDS = (weights.KIND, groups.KIND, parents.KIND, ksm.KIND)
+_KINDS = (
+    weights.KIND,
+    weights.BALLOON,
+    reclaim.SCORE,
+    groups.KIND,
+    parents.KIND,
+    ksm.KIND,
+    swap.KIND,
+    pci.KIND,
+    pci.SRIOV,
+)
 _RUN = re.compile(r"(?P<uri>.*?) (?P<id>-?\d+) (?P<guest>.*)", re.DOTALL)
 """A key of guests' weights: one run of a guest."""
 
@@ -122,53 +135,82 @@ def _put_back(item: _Item, present: object, force: bool, dry_run: bool) -> Resto
 
 def _items(uri: str, journal: Journal) -> Iterator[_Item]:
     """All that kvmctl changed, in the order to put it back in. An item has been settled when the next is asked for."""
-    yield from _weights(uri, journal)
+    for kind in _ACCESS:
+        yield from _guests(kind, uri, journal)
     if is_local(uri):
         yield from _cgroups(journal)
         yield from _ksm(journal)
+        yield from _swap(journal)
+        yield from _pci(journal)
 
 
-def _weights(named: str, journal: Journal) -> Iterator[_Item]:
-    entries = journal.entries(weights.KIND)
+def _guests(kind: str, named: str, journal: Journal) -> Iterator[_Item]:
+    entries = journal.entries(kind)
     runs: dict[str, list[re.Match[str]]] = {}
     for key in entries:
         if run := _RUN.fullmatch(key):
             runs.setdefault(run["uri"], []).append(run)
     for uri, found in runs.items():
         if uri == named or (is_local(uri) and is_local(named)):
-            yield from _weights_of(uri, found, entries)
+            yield from _guests_of(kind, uri, found, entries)
 
 
-def _weights_of(uri: str, runs: list[re.Match[str]], entries: dict[str, Entry]) -> Iterator[_Item]:
+def _guests_of(kind: str, uri: str, runs: list[re.Match[str]], entries: dict[str, Entry]) -> Iterator[_Item]:
     with ExitStack() as stack:
         try:
             hypervisor = stack.enter_context(open_hypervisor(uri))
             active = domains.domains(hypervisor, active_only=True)
-            live = {(str(domain.ID()), domain.name()): domain for domain in active}
+            found = {(str(domain.ID()), domain.name()): domain for domain in active}
         except KvmctlError as error:
-            yield from (_broken(run, entries[run[0]], error) for run in runs)
+            yield from (_broken(kind, run, entries[run[0]], error) for run in runs)
         else:
-            yield from (_weight(run, entries[run[0]], live.get((run["id"], run["guest"]))) for run in runs)
+            yield from (_of_guest(kind, run, entries[run[0]], found.get((run["id"], run["guest"]))) for run in runs)
 
 
-def _broken(run: re.Match[str], entry: Entry, error: KvmctlError) -> _Item:
-    """The weight of a guest that is gone, or that nothing can be said of."""
+def _broken(kind: str, run: re.Match[str], entry: Entry, error: KvmctlError) -> _Item:
+    """What was changed of a guest that is gone, or that nothing can be said of."""
 
     def fail(*_arguments: object) -> NoReturn:
         raise error
 
-    return _Item(weights.KIND, run[0], run["guest"], entry, fail, fail)
+    return _Item(kind, run[0], run["guest"], entry, fail, fail)
 
 
-def _weight(run: re.Match[str], entry: Entry, domain: Any | None) -> _Item:
+def _of_guest(kind: str, run: re.Match[str], entry: Entry, domain: Any | None) -> _Item:
     if domain is None:
-        return _broken(run, entry, NotFoundError(f"guest {run['guest']} has stopped"))
+        return _broken(kind, run, entry, NotFoundError(f"guest {run['guest']} has stopped"))
+    read, write = _ACCESS[kind]
+    return _Item(kind, run[0], run["guest"], entry, partial(read, domain), partial(write, domain))
 
-    def write(value: int) -> int | None:
-        scheduler.set_weight(domain, value)
-        return scheduler.weight(domain)
 
-    return _Item(weights.KIND, run[0], run["guest"], entry, partial(scheduler.weight, domain), write)
+def _write_weight(domain: Any, value: int) -> int | None:
+    scheduler.set_weight(domain, value)
+    return scheduler.weight(domain)
+
+
+def _write_balloon(domain: Any, value: int) -> int:
+    live.set_balloon(domain, value)
+    live.set_stats_period(domain, stats_period(tree.read(domains.definition(domain))))
+    # The guest follows over seconds, if it can.
+    return value
+
+
+def _pid(domain: Any) -> int:
+    found = process.find_guests([domain.UUIDString()])
+    if not found:
+        raise NotFoundError(f"guest {domain.name()} has stopped")
+    return next(iter(found.values()))
+
+
+_ACCESS: dict[str, tuple[Callable[[Any], object], Callable[[Any, int], object]]] = {
+    weights.KIND: (scheduler.weight, _write_weight),
+    weights.BALLOON: (live.balloon, _write_balloon),
+    reclaim.SCORE: (
+        lambda domain: process.oom_score_adj(_pid(domain)),
+        lambda domain, value: process.set_oom_score_adj(_pid(domain), value),
+    ),
+}
+"""How what was changed of guests is read and written, by kind."""
 
 
 def _cgroups(journal: Journal) -> Iterator[_Item]:
@@ -179,7 +221,7 @@ def _cgroups(journal: Journal) -> Iterator[_Item]:
     for key, entry in journal.entries(groups.KIND).items():
         path = Path(key)
         name = f"{cgroup.own_directory(path.parent).name}/{path.name}"
-        write = partial(threads.set_weight, path, mount.version)
+        write = partial(cgroup.set_weight, path, mount.version)
         yield _Item(groups.KIND, key, name, entry, partial(_read, path, mount.version), write)
     for key, entry in journal.entries(parents.KIND).items():
         found = parent.at(Path(key), mount)
@@ -197,6 +239,19 @@ def _ksm(journal: Journal) -> Iterator[_Item]:
     for name, entry in ksm.changed(journal).items():
         write = partial(_write_ksm, name, entry, journal)
         yield _Item(ksm.KIND, name, name, entry, partial(ksm.value, name), write)
+
+
+def _swap(journal: Journal) -> Iterator[_Item]:
+    for name, entry in swap.kept(journal):
+        read, write = partial(swap.state, name, journal), partial(swap.put_back, name, journal)
+        yield _Item(swap.KIND, name, name, entry, read, write)
+
+
+def _pci(journal: Journal) -> Iterator[_Item]:
+    kernel = Kernel()
+    for kind, address, entry in pci.kept(journal):
+        read = partial(pci.state, kind, address, journal, kernel)
+        yield _Item(kind, address, address, entry, read, partial(pci.put_back, kind, address, journal, kernel))
 
 
 def _write_ksm(name: str, entry: Entry, journal: Journal, value: str) -> str:

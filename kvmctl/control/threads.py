@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmctl.control.foreign import change
-from kvmctl.host import threads
+from kvmctl.host import cgroup, threads
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import KvmctlError
@@ -81,7 +81,7 @@ def _make(due: ThreadChange) -> Outcome:
         return Outcome(change, "not applied", change.reason, change.old)
     assert isinstance(change.new, int)
     try:
-        found = threads.set_weight(due.directory, due.version, change.new)
+        found = cgroup.set_weight(due.directory, due.version, change.new)
     except KvmctlError as error:
         gone = not due.directory.is_dir()
         return Outcome(change, "not applied", "it is being stopped" if gone else error.message, change.old)

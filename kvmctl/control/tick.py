@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
-from kvmctl.control import ground, history, remember
+from kvmctl.control import ground, history, reclaim, remember, trend
 from kvmctl.control.ground import GroundPlan
 from kvmctl.control.hostpolicy import host_policy
-from kvmctl.control.observe import Observed, Observer
-from kvmctl.control.weights import KIND, forget_ended, run_key, set_weight
+from kvmctl.control.observe import Observed, Observer, again
+from kvmctl.control.weights import BALLOON, BETWEEN, KIND, compared, forget_ended, run_key, set_weight
+from kvmctl.host import cgroup
+from kvmctl.host.cold import Pager
+from kvmctl.host.counters import Place
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import KvmctlError
 from kvmctl.model.hostpolicy import HostPolicy
-from kvmctl.model.plan import Plan
+from kvmctl.model.plan import Memory, Plan
+from kvmctl.model.reclaim import ReclaimPlan
+from kvmctl.policy import memory_tick
 from kvmctl.policy.tick import decide
 
 LOCK_WAIT = 3.0
@@ -31,45 +38,150 @@ class Ticked:
     observed: Observed
     ground: GroundPlan
     plan: Plan
+    reclaim: ReclaimPlan
     outcomes: tuple[Outcome, ...] = ()
     complaints: tuple[str, ...] = ()
 
     @property
+    def memory(self) -> Memory:
+        """What is to be remembered."""
+        return replace(self.plan.memory, reclaim=self.reclaim.memory)
+
+    @property
     def changes(self) -> tuple[Change, ...]:
         """Everything that is to be changed, in order."""
-        return self.ground.changes + self.plan.changes
+        memory = reclaim.changes(self.reclaim, self.observed.snapshot)
+        return self.ground.changes + self.plan.changes + memory
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of the guests."""
+        return self.plan.notes + self.reclaim.notes
 
 
 class Controller:
-    """Ticks for one hypervisor, of which it remembers the last."""
+    """Ticks for one hypervisor, of which it remembers the last. `trim` may be called by another thread than `tick`,
+    where this was said to be `trimming`."""
 
-    def __init__(self, hypervisor: Hypervisor) -> None:
+    def __init__(self, hypervisor: Hypervisor, trimming: bool = False) -> None:
         """Raises UsageError where the host's policy cannot be read."""
         self.hypervisor = hypervisor
+        self.trimming = trimming and hypervisor.local
         self.policy = host_policy() if hypervisor.local else HostPolicy()
         self.observer = Observer(hypervisor)
         self.memory, self.note = remember.recall(hypervisor.uri)
+        self._at_tick = self.memory
+        """As it was at the last tick: weights above the guests' follow what was used in longer times."""
+        self._last: Observed | None = None
+        self._weights: dict[str, int] = {}
+        """What guests weigh, as far as this controller knows, by name."""
+        self._pager = Pager()
+        self._deciding = Lock()
+        self._ticking = False
 
     def moved_to(self, hypervisor: Hypervisor) -> Controller:
         """The same controller on another connection to the same hypervisor."""
-        moved = Controller(hypervisor)
-        moved.memory, moved.note = self.memory, ""
+        moved = Controller(hypervisor, self.trimming)
+        moved.memory, moved._at_tick, moved.note, moved._pager = self.memory, self._at_tick, "", self._pager
         return moved
 
     def plan(self) -> Ticked:
         """Observe and decide, and change nothing."""
         observed = self.observer.observe()
-        below = ground.plan(observed, self.memory, self.policy)
-        return Ticked(observed, below, decide(observed.snapshot, self.memory, self.policy))
+        return self._decide(observed, ground.plan(observed, self._at_tick, self.policy))
+
+    def _decide(self, observed: Observed, below: GroundPlan) -> Ticked:
+        plan = decide(observed.snapshot, self.memory, self.policy)
+        before = self.memory.reclaim if self.memory else None
+        return Ticked(observed, below, plan, memory_tick.decide(observed.snapshot, before, self.policy.memory))
 
     def tick(self) -> Ticked:
         """One whole round, under the hypervisor's lock. Raises LockedError where that is not to be had in time."""
-        with lock(self.hypervisor.uri, LOCK_WAIT):
-            planned = self.plan()
-            outcomes = ground.make(planned.ground)
-            outcomes += apply(self.hypervisor, planned.observed.handles, planned.plan.changes)
-        self.memory = planned.plan.memory
+        with self._locked():
+            observed = self.observer.observe()
+            below = ground.plan(observed, self._at_tick, self.policy)
+            outcomes = ground.make(below)
+            if self.trimming:
+                self._let_go(observed)
+            # Files on a disk are written outside of this: on a busy host that takes seconds.
+            with self._deciding:
+                later = again(observed, self._weights) if self.trimming else None
+                planned = self._decide(replace(observed, snapshot=later) if later else observed, below)
+                weights = apply(self.hypervisor, planned.observed, planned.plan.changes, journaled=self.trimming)
+                self.memory = self._at_tick = planned.memory
+                self._last, self._weights = planned.observed, _known(planned, weights)
+            # Weights are trimmed meanwhile: to tell a guest its balloon's target takes libvirt its time.
+            self._forget(observed)
+            moved = reclaim.make(planned.reclaim, observed.snapshot, observed.handles, self._pager)
+        outcomes += weights + moved
         return replace(planned, outcomes=outcomes, complaints=tuple(self._record(planned, outcomes)))
+
+    def _forget(self, observed: Observed) -> None:
+        runs = {run_key(self.hypervisor, guest.name, guest.run) for guest in observed.snapshot.guests}
+        for kind in (BALLOON, reclaim.SCORE):
+            forget_ended(self.hypervisor, Journal(), runs, kind)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with lock(self.hypervisor.uri, LOCK_WAIT):
+            self._ticking = True
+            try:
+                yield
+            finally:
+                self._ticking = False
+
+    def _let_go(self, observed: Observed) -> None:
+        """Record that the guests' weights are going to be moved all the time, so that nothing has to be recorded when
+        they are. Not of those that somebody else has set and that are respected. Raises KvmctlError."""
+        journal = Journal()
+        runs = {run_key(self.hypervisor, guest.name, guest.run) for guest in observed.snapshot.guests}
+        forget_ended(self.hypervisor, journal, runs)
+        entries = journal.entries(KIND)
+        due = {}
+        for guest in observed.snapshot.guests:
+            key, weight = run_key(self.hypervisor, guest.name, guest.run), guest.process and guest.process.weight
+            strange = guest.weight_set not in (None, weight) and self.policy.cpu.foreign == "respect"
+            if weight is not None and not strange and (key not in entries or entries[key].new is not None):
+                due[key] = (weight, None)
+        if due:
+            journal.record_all(KIND, due)
+
+    def settle(self) -> None:
+        """Record what the guests weigh in the end, so that the next run notices what somebody else changes.
+
+        Raises KvmctlError.
+        """
+        guests = self._last.snapshot.guests if self._last else ()
+        runs = {guest.name: run_key(self.hypervisor, guest.name, guest.run) for guest in guests}
+        with self._deciding:
+            found = {runs[name]: (weight, weight) for name, weight in self._weights.items() if name in runs}
+        if found and self.trimming:
+            Journal().record_all(KIND, found)
+
+    def trim(self) -> None:
+        """Between two ticks: correct the weights of guests of which more than one wants more than it gets, from the
+        kernel's counters alone. Whatever else has to be done or said is left to the next tick.
+
+        Raises KvmctlError.
+        """
+        with self._deciding:
+            drifts = self.memory and any(guest.factor != 1.0 for guest in self.memory.guests.values())
+            if not drifts or self._last is None or self.policy.cpu.correct == "off":
+                return
+            with nullcontext() if self._ticking else lock(self.hypervisor.uri):
+                self._trim(self._last)
+
+    def _trim(self, last: Observed) -> None:
+        now = again(last, self._weights)
+        if now is None:
+            return
+        plan = decide(now, self.memory, self.policy)
+        ours = {g.name for g in now.guests if g.process and g.process.weight == self._weights.get(g.name)}
+        for change in plan.changes:
+            if change.guest in ours:
+                place = last.places[change.guest]
+                self._weights[change.guest] = cgroup.set_weight(place.directory, place.version, _weight(change))
+        self.memory = plan.memory
 
     def _record(self, planned: Ticked, outcomes: Sequence[Outcome]) -> list[str]:
         """Record what was changed, and what is to be remembered; a sentence for each that fails."""
@@ -80,26 +192,62 @@ class Controller:
         except KvmctlError as error:
             complaints.append(f"{error.message}: these changes are not in the history")
         try:
-            remember.remember(snapshot.uri, planned.plan.memory)
+            if snapshot.host is not None and snapshot.host.memory_total:
+                trend.record(snapshot.uri, snapshot.clock, reclaim.point(planned.reclaim.state, snapshot))
+        except KvmctlError as error:
+            complaints.append(f"{error.message}: what was seen of the memory is not in its history")
+        try:
+            remember.remember(snapshot.uri, planned.memory)
         except KvmctlError as error:
             complaints.append(f"{error.message}: the next run begins without what this one remembers")
         return complaints
 
 
-def apply(hypervisor: Hypervisor, handles: Mapping[str, Any], changes: Sequence[Change]) -> tuple[Outcome, ...]:
+def apply(
+    hypervisor: Hypervisor, observed: Observed, changes: Sequence[Change], journaled: bool = False
+) -> tuple[Outcome, ...]:
     """Do what the plan says and read each back; one guest that fails does not stop the others.
 
-    Nothing is changed that the journal does not have: raises KvmctlError where it cannot be written.
+    Nothing is changed that the journal does not have, unless it is `journaled` already: raises KvmctlError where it
+    cannot be written.
     """
-    journal = Journal()
-    forget_ended(hypervisor, journal, {run_key(hypervisor, name, domain.ID()) for name, domain in handles.items()})
-    due = [change for change in changes if change.how == "live"]
-    keys = {change.guest: run_key(hypervisor, change.guest, handles[change.guest].ID()) for change in due}
-    if due:
-        journal.record_all(KIND, {keys[change.guest]: (change.old, change.new) for change in due})
+    handles = observed.handles
+    if not journaled:
+        journal = Journal()
+        runs = {name: run_key(hypervisor, name, domain.ID()) for name, domain in handles.items()}
+        forget_ended(hypervisor, journal, set(runs.values()))
+        due = {runs[one.guest]: (one.old, one.new) for one in changes if one.how == "live"}
+        if due:
+            journal.record_all(KIND, due)
     return tuple(
-        set_weight(handles[change.guest], change)
+        _set(observed.places.get(change.guest), handles[change.guest], change)
         if change.how == "live"
         else Outcome(change, "not applied", change.reason, change.old)
         for change in changes
     )
+
+
+def _set(place: Place | None, domain: Any, change: Change) -> Outcome:
+    """Set a weight and read it back: in the kernel itself where it is to be seen, since libvirt takes seconds for it
+    on a busy host."""
+    if place is None:
+        return set_weight(domain, change)
+    try:
+        found = cgroup.set_weight(place.directory, place.version, _weight(change))
+    except KvmctlError as error:
+        reason = error.message if place.directory.exists() else BETWEEN
+        return Outcome(change, "not applied", reason, change.old)
+    return compared(change, found)
+
+
+def _known(planned: Ticked, weights: Sequence[Outcome]) -> dict[str, int]:
+    """What the guests weigh after a tick; not those that somebody else has set and that are respected."""
+    found = {g.name: g.process.weight for g in planned.observed.snapshot.guests if g.process}
+    found |= {one.change.guest: _weight(one.change) for one in weights if one.result == "changed"}
+    refused = {one.change.guest for one in weights if one.change.how == "refused"}
+    return {name: weight for name, weight in found.items() if weight is not None and name not in refused}
+
+
+def _weight(change: Change) -> int:
+    assert isinstance(change.new, int)
+    return change.new

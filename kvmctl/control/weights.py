@@ -18,8 +18,12 @@ from kvmctl.policy.cpu import CpuClaim, Entitlement, entitlements
 from kvmctl.xml import resources, tree
 from kvmctl.xml.metadata import promise_in
 
+BALLOON = "balloon"
+"""The kind of what was changed of guests' balloons."""
 KIND = "weight"
 """The kind of these entries in the journal. A key names one run of a guest, since each start sets the weight anew."""
+
+BETWEEN = "it is being started or stopped"
 
 
 def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
@@ -49,14 +53,19 @@ def renew(hypervisor: Hypervisor) -> tuple[Outcome, ...]:
 
 def run_key(hypervisor: Hypervisor, guest: str, run: int | None) -> str:
     """The journal's key for the weight of one run of a guest."""
-    return f"{hypervisor.uri} {run} {guest}"
+    return run_key_of(hypervisor.uri, guest, run)
 
 
-def forget_ended(hypervisor: Hypervisor, journal: Journal, runs: Set[str]) -> None:
+def run_key_of(uri: str, guest: str, run: int | None) -> str:
+    """The journal's key for one run of a guest of the hypervisor with this URI."""
+    return f"{uri} {run} {guest}"
+
+
+def forget_ended(hypervisor: Hypervisor, journal: Journal, runs: Set[str], kind: str = KIND) -> None:
     """Drop from the journal what was changed of runs that have ended: nothing of it is left to undo."""
     of_this = f"{hypervisor.uri} "
-    if ended := [run for run in journal.entries(KIND) if run.startswith(of_this) and run not in runs]:
-        journal.forget(KIND, *ended)
+    if ended := [run for run in journal.entries(kind) if run.startswith(of_this) and run not in runs]:
+        journal.forget(kind, *ended)
 
 
 def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, Any]]:
@@ -109,10 +118,15 @@ def set_weight(domain: Any, change: Change) -> Outcome:
         found = scheduler.weight(domain)
     except KvmctlError as error:
         return Outcome(change, "not applied", _why(error), change.old)
+    return compared(change, found)
+
+
+def compared(change: Change, found: int | None) -> Outcome:
+    """What became of a change after which the kernel has this weight."""
     if found != change.new:
         return Outcome(change, "not applied", f"the kernel has {found} after {change.new} was set", found)
     return Outcome(change, "changed", found=found)
 
 
 def _why(error: KvmctlError) -> str:
-    return "it is being started or stopped" if isinstance(error, NotFoundError | ConflictError) else error.message
+    return BETWEEN if isinstance(error, NotFoundError | ConflictError) else error.message

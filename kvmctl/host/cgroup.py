@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kvmctl.host.files import read_int, read_permitted
+from kvmctl.host.files import read_int, read_permitted, write_kernel
 
 WEIGHT_RANGE = (2, 10_000)
 """What both cgroup versions take: v1 has 2..262144, v2 1..10000, and libvirt before 9.1 checks v1's on both."""
@@ -26,6 +26,9 @@ WEIGHT_FILES = {1: "cpu.shares", 2: "cpu.weight"}
 _THREAD_DIRECTORY = re.compile(r"emulator|vcpu\d+|iothread\d+")
 _GUEST_DIRECTORY = re.compile(r".+\.libvirt-[a-z]+|machine-.+\.scope")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+
+PARENTS = ("machine.slice", "machine")
+"""What libvirt calls the common group of all guests: the former where systemd made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,11 @@ def read(pid: int, proc: Path = Path("/proc"), visible: tuple[Mount, ...] | None
         vcpu_quota_cores=tuple(quota(path, mount.version) for path in vcpu_directories(threads)),
         parent_weight=weight(own.parent, mount.version),
     )
+
+
+def set_weight(directory: Path, version: int, value: int) -> int:
+    """Give a group this weight; what the kernel's file holds afterwards. Raises KvmctlError."""
+    return int(write_kernel(directory / WEIGHT_FILES[version], str(value)))
 
 
 def vcpu_directories(threads: Path) -> list[Path]:

@@ -65,19 +65,20 @@ def first_bytes(path: Path | str, count: int) -> bytes:
         raise kind(f"cannot read {path}: {error.strerror}") from error
 
 
-def write_atomic(path: Path, content: bytes | str, mode: int = 0o600) -> None:
-    """Replace `path` so that a reader, or a crash, finds either all of the old file or all of the new.
+def write_atomic(path: Path, content: bytes | str, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace `path` so that a reader, or a crash, finds either all of the old file or all of the new. Unless it is
+    to be `durable`, that need not hold for a crash of the whole machine: to wait for a disk takes seconds at times.
 
     Raises KvmctlError; `path` is then unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        _replace(path, data, mode)
+        _replace(path, data, mode, durable)
     except OSError as error:
         raise KvmctlError(f"cannot write {path}: {error.strerror}", _write_hint(error, path)) from error
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def _replace(path: Path, data: bytes, mode: int, durable: bool) -> None:
     # Not tempfile: it imports as much as all the rest of a short command.
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -86,12 +87,14 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    if durable:
+        _sync_directory(path.parent)
 
 
 def append_bounded(path: Path, text: str, most: int) -> None:

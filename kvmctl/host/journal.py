@@ -136,8 +136,10 @@ class Journal:
         try:
             with self._locked():
                 content = self._read_locked()
+                begun = bool(content.intents)
                 yield content
-                write_atomic(self.path, _dump(content))
+                # What was changed in the kernel ends with the boot, as this record of it may. What was begun does not.
+                write_atomic(self.path, _dump(content), durable=begun or bool(content.intents))
         except KvmctlError as error:
             raise KvmctlError(f"{error.message}: {otherwise}", error.hint) from error
 

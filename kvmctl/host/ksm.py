@@ -132,7 +132,7 @@ def enable(settings: KsmSettings, journal: Journal, force: bool = False, root: P
         if present != wanted and name == "advisor_mode":
             # The kernel sets pages_to_scan anew whenever the advisor is switched.
             journal.record(KIND, "pages_to_scan", _value(root, "pages_to_scan"), None)
-        setting = _write(root, name, present, wanted, journal)
+        setting = write(root, name, present, wanted, journal)
         if foreign and entry and not setting.reason:
             setting = replace(setting, reason=f"kvmctl had written {entry.new}, and someone else {present}")
         done.append(setting)
@@ -166,7 +166,8 @@ def _foreign(present: str, entry: Entry) -> str:
     return f"kvmctl had written {entry.new} (it was {entry.old} before), and someone else {present}: --force overrides"
 
 
-def _write(root: Path, name: str, present: str, wanted: str, journal: Journal | None = None) -> Setting:
+def write(root: Path, name: str, present: str, wanted: str, journal: Journal | None = None) -> Setting:
+    """Write one file, recorded before where a journal is given, and read it back."""
     if present == wanted:
         return Setting(name, present, wanted, present)
     if journal:
@@ -192,10 +193,10 @@ def disable(journal: Journal, unmerge: bool = False, force: bool = False, root: 
     present = _value(root, "run") or ""
     if unmerge or last == str(_UNMERGE):
         _check_unmerge(root)
-        undone = _write(root, "run", present, str(_UNMERGE))
+        undone = write(root, "run", present, str(_UNMERGE))
         if undone.result == "not applied":
             return [undone]
-    written = _write(root, "run", _value(root, "run") or "", last)
+    written = write(root, "run", _value(root, "run") or "", last)
     done = [Setting("run", present, last, written.found, written.reason)]
     journal.forget(KIND, "run")
     done += [put_back(name, entries[name], journal, force, root) for name in _order(entries) if name != "run"]
@@ -231,7 +232,7 @@ def put_back(name: str, entry: Entry, journal: Journal, force: bool = False, roo
         return Setting(name, present, old, present, _foreign(present, entry), respected=True)
     if name == "run" and old == str(_UNMERGE) and present != old:
         _check_unmerge(root)
-    setting = _write(root, name, present, old)
+    setting = write(root, name, present, old)
     if setting.result != "not applied":
         journal.forget(KIND, name)
     return setting

@@ -76,6 +76,17 @@ def _visible_limit(root: Path) -> tuple[int | None, int | None]:
     return None, None
 
 
+def guests_limit(root: Path = _ROOT) -> int | None:
+    """Bytes that the guests' common control group may have; None where it has no limit, or is not there yet."""
+    for mount in cgroup.mounts(root / "proc"):
+        file = "memory.max" if mount.version == 2 else "memory.limit_in_bytes" if "memory" in mount.controllers else ""
+        for name in cgroup.PARENTS if file else ():
+            limit = read_int(mount.point / name / file)
+            if limit is not None and limit < _NO_LIMIT:
+                return limit
+    return None
+
+
 def swap_areas(root: Path = _ROOT) -> tuple[SwapArea, ...]:
     """What the kernel swaps to, in its order."""
     areas = []
@@ -88,6 +99,13 @@ def swap_areas(root: Path = _ROOT) -> tuple[SwapArea, ...]:
             kind = "zram"
         areas.append(SwapArea(name, kind, int(fields[2]) * 1024, int(fields[3]) * 1024))
     return tuple(areas)
+
+
+def zram_used(root: Path = _ROOT) -> int | None:
+    """Bytes of memory that all zram devices take for what they hold; None where there is none."""
+    files = sorted((root / "sys/block").glob("zram*/mm_stat"))
+    found = [(read_permitted(file) or "").split() for file in files]
+    return sum(int(fields[2]) for fields in found if len(fields) > 2) if files else None
 
 
 def zswap(root: Path = _ROOT) -> bool | None:

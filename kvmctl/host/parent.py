@@ -14,9 +14,6 @@ from kvmctl.host.cgroup import Mount
 from kvmctl.host.files import read_int, read_permitted, write_kernel
 from kvmctl.model.errors import KvmctlError
 
-NAMES = ("machine.slice", "machine")
-"""What libvirt calls it: the former where systemd made it."""
-
 _PROC = Path("/proc")
 _SYSTEMCTL_SECONDS = 10.0
 _SETTLE_SECONDS = 5.0
@@ -74,7 +71,7 @@ def parent(directories: Iterable[Path], visible: tuple[Mount, ...], root: Path =
     if mount is None:
         return None
     found = [_topmost(above, mount) for above in {directory.parent for directory in directories}]
-    found = found or [path for name in NAMES if (path := mount.point / name).is_dir()][:1]
+    found = found or [path for name in cgroup.PARENTS if (path := mount.point / name).is_dir()][:1]
     common = Path(os.path.commonpath(found)) if found else mount.point
     if common == mount.point or not common.is_relative_to(mount.point) or not common.is_dir():
         return None
@@ -89,7 +86,9 @@ def at(directory: Path, mount: Mount, root: Path = Path("/")) -> Parent:
 
 def _topmost(above: Path, mount: Mount) -> Path:
     """libvirt's own directory, which `above` a guest's may be a partition of."""
-    named = [path for path in (above, *above.parents) if path.name in NAMES and path.is_relative_to(mount.point)]
+    named = [
+        path for path in (above, *above.parents) if path.name in cgroup.PARENTS and path.is_relative_to(mount.point)
+    ]
     return named[-1] if named else above
 
 

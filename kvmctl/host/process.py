@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from kvmctl.host import cgroup
-from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted
+from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted, write_kernel
 from kvmctl.model.host_sample import ProcessSample
 
 _PROC = Path("/proc")
-_STATUS_FIGURE = re.compile(r"^(VmRSS|VmSwap):\s+(\d+) kB$", re.MULTILINE)
+_STATUS_FIGURE = re.compile(r"^(VmRSS|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
 _KSM_FIGURE = re.compile(r"^(ksm_merging_pages|ksm_process_profit|ksm_rmap_items) (-?\d+)$", re.MULTILINE)
 _RMAP_ITEM = 64
 """Bytes that the kernel keeps for each page it follows; its own `ksm_process_profit` counts them so."""
@@ -47,11 +48,10 @@ def _likeliest(pids: list[int], proc: Path, visible: tuple[cgroup.Mount, ...]) -
     return next((pid for pid in ordered if cgroup.guest_directory(pid, proc, visible)), ordered[0])
 
 
-def sample(pid: int, proc: Path = _PROC, visible: tuple[cgroup.Mount, ...] | None = None) -> ProcessSample | None:
-    """What the kernel says of one guest's process; None when it is gone.
+def memory_of(pid: int, proc: Path = _PROC) -> ProcessSample | None:
+    """What the kernel says of the memory of one guest's process; None when it is gone.
 
     From `status` and `ksm_stat`: `smaps_rollup` walks all page tables, which takes long on a large guest.
-    `visible` are the cgroup mounts, which a caller with many guests reads once.
     """
     directory = proc / str(pid)
     status = read_permitted(directory / "status")
@@ -59,16 +59,38 @@ def sample(pid: int, proc: Path = _PROC, visible: tuple[cgroup.Mount, ...] | Non
         return None
     sizes = {name: int(kib) * 1024 for name, kib in _STATUS_FIGURE.findall(status)}
     merging, profit = _ksm(directory)
-    cpu = cgroup.read(pid, proc, visible)
+    # After the name, which may hold anything, the tenth field is the number of major faults.
+    fields = (read_permitted(directory / "stat") or "").rpartition(")")[2].split()
     return ProcessSample(
         pid=pid,
-        weight=cpu.weight if cpu else None,
-        quota=cpu.quota_cores if cpu else None,
         rss=sizes.get("VmRSS"),
         swapped=sizes.get("VmSwap"),
         ksm_merging_pages=merging,
         ksm_process_profit=profit,
+        page_tables=sizes.get("VmPTE"),
+        oom_score_adj=oom_score_adj(pid, proc),
+        major_faults=int(fields[9]) if len(fields) > 9 else None,
     )
+
+
+def oom_score_adj(pid: int, proc: Path = _PROC) -> int | None:
+    """What the kernel adds to the badness of the process when memory has run out; None where it is gone."""
+    return read_int(proc / str(pid) / "oom_score_adj")
+
+
+def set_oom_score_adj(pid: int, value: int, proc: Path = _PROC) -> int:
+    """Set that; what the kernel has afterwards. Raises KvmctlError."""
+    return int(write_kernel(proc / str(pid) / "oom_score_adj", str(value)))
+
+
+def sample(pid: int, proc: Path = _PROC, visible: tuple[cgroup.Mount, ...] | None = None) -> ProcessSample | None:
+    """What the kernel says of one guest's process and control group; None when it is gone.
+
+    `visible` are the cgroup mounts, which a caller with many guests reads once.
+    """
+    found = memory_of(pid, proc)
+    cpu = cgroup.read(pid, proc, visible) if found else None
+    return replace(found, weight=cpu.weight, quota=cpu.quota_cores) if found and cpu else found
 
 
 def _ksm(directory: Path) -> tuple[int | None, int | None]:

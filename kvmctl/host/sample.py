@@ -25,6 +25,8 @@ def host(tsc_hz: int | None = None) -> HostSample:
         cgroup_version=cgroup.version(),
         ksm=ksm.sample(),
         online=online,
+        guests_limit=memory.guests_limit(),
+        memory_stalled=stall.some_seconds if (stall := memory.pressure("memory")) else None,
         busy=cpu.busy(),
     )
 

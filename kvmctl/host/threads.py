@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmctl.host import cgroup
-from kvmctl.host.files import read_int, write_kernel
+from kvmctl.host.files import read_int
 
 _HELPER = re.compile(r"emulator|iothread\d+")
 _VCPU = re.compile(r"vcpu\d+")
@@ -44,8 +44,3 @@ def read(own: Path, version: int) -> Threads | None:
 def weight(directory: Path, version: int) -> int | None:
     """What one group weighs; None where it is gone, or the CPU controller is not enabled for it."""
     return read_int(directory / cgroup.WEIGHT_FILES[version])
-
-
-def set_weight(directory: Path, version: int, value: int) -> int:
-    """Give one group this weight; what the kernel's file holds afterwards. Raises KvmctlError."""
-    return int(write_kernel(directory / cgroup.WEIGHT_FILES[version], str(value)))

@@ -117,6 +117,12 @@ def set_balloon(domain: Any, size: int) -> None:
         domain.setMemoryFlags(size // KIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
+def set_stats_period(domain: Any, seconds: int) -> None:
+    """How often the running guest's balloon driver is to report; 0 is never."""
+    with doing(f"set the balloon's reports of guest {domain.name()}"):
+        domain.setMemoryStatsPeriod(seconds, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
 def balloon(domain: Any) -> int:
     """The bytes the guest has now, in its balloon's own words."""
     with doing(f"read the memory of guest {domain.name()}"):

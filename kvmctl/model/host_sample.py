@@ -18,6 +18,12 @@ class ProcessSample:
     swapped: int | None = None
     ksm_merging_pages: int | None = None
     ksm_process_profit: int | None = None
+    page_tables: int | None = None
+    """Bytes of page tables that the kernel keeps for the process, those of its guest's memory included."""
+    oom_score_adj: int | None = None
+    """What the kernel adds to the badness of the process when memory has run out."""
+    major_faults: int | None = None
+    """How often the process had to wait for a page from swap or disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,10 @@ class HostSample:
     ksm: KsmSample | None = None
     online: frozenset[int] = frozenset()
     """The CPUs that run tasks."""
+    guests_limit: int | None = None
+    """Bytes that the guests' common control group may have; None is no limit."""
+    memory_stalled: float | None = None
+    """Seconds since boot for which some task waited for memory; None where the kernel keeps no account."""
     busy: int | None = None
     """What all CPUs together have worked since boot, guests included."""
 

@@ -6,7 +6,7 @@ from typing import get_args
 from kvmctl.model import values
 from kvmctl.model.document import MapNode, TextNode, read_document
 from kvmctl.model.fields import Context, Field
-from kvmctl.model.hostpolicy import Care, Correction, CpuPolicy, Foreign, HostPolicy
+from kvmctl.model.hostpolicy import Care, Correction, CpuPolicy, Foreign, HostPolicy, MemoryPolicy
 from kvmctl.model.nodes import Faults, NodeReader
 
 
@@ -20,6 +20,21 @@ def _reserve(text: str, context: Context) -> float:
     return values.host_reserve(text, context.base_mhz)
 
 
+def _size(text: str, _context: Context) -> int:
+    return values.host_memory(text)
+
+
+def _ratio(text: str, _context: Context) -> float:
+    return values.percent(text, 100, 10_000)
+
+
+def _part(text: str, _context: Context) -> float:
+    return values.percent(text, 0, 100)
+
+
+_ATTRIBUTES = {"ksm-cpu": "ksm_cores"}
+"""What a key is called in `MemoryPolicy`, where that is another word."""
+
 FIELDS: Mapping[str, Field] = {
     field.key: field
     for field in (
@@ -28,11 +43,19 @@ FIELDS: Mapping[str, Field] = {
         _word("cpu.threads", Care, "whether emulator and I/O threads are kept from eating a vCPU's part"),
         _word("cpu.correct", Correction, "how measured drift is corrected"),
         _word("cpu.foreign", Foreign, "what is done with a weight that somebody else has changed"),
+        Field("memory.reserve", _size, str, "memory kept for the host: 2GiB"),
+        Field("memory.limit", _size, str, "what the guests may have together at most: 24GiB"),
+        Field("memory.overcommit", _ratio, str, "what running guests may grow to, of the memory for guests: 150%"),
+        Field("memory.cover", _part, str, "the part of merged and ballooned memory that free memory and swap cover"),
+        _word("memory.sharing", Care, "whether KSM is driven by the host's state"),
+        _word("memory.balloon", Care, "whether balloons are moved"),
+        _word("memory.swap", Care, "whether cold memory is swapped where balloons do not suffice"),
+        Field("memory.ksm-cpu", _reserve, str, "CPU that KSM may use at most: 0.5, 50%"),
     )
 }
 """What the file can say, by dotted key."""
 
-_EXAMPLES = {"cpu": "cpu: {reserve: 0.5}"}
+_EXAMPLES = {"cpu": "cpu: {reserve: 0.5}", "memory": "memory: {reserve: 2GiB, overcommit: 150%}"}
 """The file's groups, each as it may be written."""
 
 
@@ -49,7 +72,9 @@ def load(name: str, data: bytes, context: Context) -> HostPolicy:
         if root is not None and not (isinstance(root, TextNode) and root.is_null):
             top = nodes.mapping(root, "a host's policy", _EXAMPLES["cpu"])
             said = {} if top is None else _groups(nodes, top)
-    return HostPolicy(cpu=CpuPolicy(**said.get("cpu", {})))  # type: ignore[arg-type]  # each field's own reader made it
+    memory = {_ATTRIBUTES.get(key, key): value for key, value in said.get("memory", {}).items()}
+    # Each field's own reader made its value.
+    return HostPolicy(CpuPolicy(**said.get("cpu", {})), MemoryPolicy(**memory))  # type: ignore[arg-type]
 
 
 def _groups(nodes: NodeReader, top: MapNode) -> dict[str, dict[str, object]]:

@@ -33,10 +33,34 @@ class CpuPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """How the host's memory is divided, and what is done when it runs short."""
+
+    reserve: int | None = None
+    """Bytes kept for the host itself; None is the default for its size."""
+    limit: int | None = None
+    """Bytes that the guests may have together at most; None is all but the reserve."""
+    overcommit: float = 1.5
+    """What running guests may grow to together, as a multiple of the memory for guests: ESXi's and FusionCompute's
+    presets are 150 % too."""
+    cover: float = 0.25
+    """The part of what is merged and ballooned away that free memory and swap have to cover."""
+    sharing: Care = "manage"
+    """Whether KSM is switched on and driven as the host's state asks for."""
+    balloon: Care = "manage"
+    """Whether balloons are moved."""
+    swap: Care = "manage"
+    """Whether guests' cold memory is swapped where balloons do not suffice."""
+    ksm_cores: float = 0.5
+    """Cores that KSM may use at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostPolicy:
     """One host's policy, by what it is about."""
 
     cpu: CpuPolicy = CpuPolicy()
+    memory: MemoryPolicy = MemoryPolicy()
 
 
 def cpu_reserve(policy: HostPolicy, cpus: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvmctl.model.change import Change
+from kvmctl.model.reclaim import ReclaimMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Memory:
     busy: int | None = None
     others: float | None = None
     guests: Mapping[str, GuestMemory] = field(default_factory=dict)
+    reclaim: ReclaimMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,4 +18,6 @@ class Promise:
     project: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     rebalance: bool = True
-    """Whether the tick may move the guest's weight."""
+    """Whether the tick may move the guest's weight and balloon."""
+    memory_max: int = 0
+    """Bytes that the guest can grow to; 0 is unknown."""

@@ -55,6 +55,14 @@ class GuestSample:
     promise: Promise | None = None
     cpus: frozenset[int] = frozenset()
     """The host CPUs that its vCPUs may use together; none are all."""
+    memory_size: int | None = None
+    """What its definition says it is to have: its balloon may leave it less for a while."""
+    balloon_moved: bool = False
+    """Whether kvmctl has moved the balloon of this run: else somebody else has, who may have a reason."""
+    memory_fixed: str = ""
+    """Why its memory can be neither taken by a balloon nor merged nor swapped; empty where it can."""
+    stats_period: int = 0
+    """Seconds between two reports of its balloon driver; 0 is never."""
     weight_set: int | None = None
     """The CPU weight that this run was last given: by kvmctl as its journal knows, else by its definition."""
     process: ProcessSample | None = None

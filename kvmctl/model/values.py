@@ -105,6 +105,22 @@ def host_reserve(text: str, base_mhz: float | None) -> float:
     return cores
 
 
+def host_memory(text: str) -> int:
+    """Read an amount of a host's memory, in bytes."""
+    size = units.parse_size(text)
+    if size < LEAST_MEMORY:
+        raise ValueError(f"{quoted(text)} is too little for a host: the least is {units.format_size(LEAST_MEMORY)}")
+    return size
+
+
+def percent(text: str, least: int, most: int) -> float:
+    """Read a part such as `150%`, from `least` to `most` per cent; 1.5 is returned for it."""
+    match = re.fullmatch(r"([0-9]{1,5})%", text, re.ASCII)
+    if not match or not least <= int(match[1]) <= most:
+        raise ValueError(f"{quoted(text)} is no part: write a whole number of per cent from {least}% to {most}%")
+    return int(match[1]) / 100
+
+
 def _cores(text: str, base_mhz: float | None) -> float:
     exact = units.parse_cores(text, base_mhz)
     if exact > MAX_CPUS:

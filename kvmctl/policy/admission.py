@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kvmctl.model.promise import Promise
 from kvmctl.model.units import MIB, format_cores
-from kvmctl.policy.memory import host_reserve
+from kvmctl.policy.reclaim import guests_memory, least_available
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,56 @@ def admit_cpu(
     return Verdict(admitted, needed, capacity, arithmetic)
 
 
-def admit_memory(running: Mapping[str, Promise], candidates: Mapping[str, Promise], total: int) -> Verdict:
-    """Whether a host with `total` bytes holds the memory reservations, beside what it keeps for itself.
+def admit_memory(
+    running: Mapping[str, Promise], candidates: Mapping[str, Promise], total: int, room: int | None = None
+) -> Verdict:
+    """Whether a host with `total` bytes holds the memory reservations, of which `room` is for guests: as
+    `policy.reclaim.guests_memory` where None is given.
 
-    As `admit_cpu`; what the host keeps is `policy.memory.host_reserve`.
+    As `admit_cpu`.
     """
     before = {name: promise.memory_reservation for name, promise in running.items()}
     after = before | {name: promise.memory_reservation for name, promise in candidates.items()}
-    capacity = max(0, total - host_reserve(total))
+    capacity = guests_memory(total) if room is None else room
     needed = sum(after.values())
     admitted = needed <= max(capacity, sum(before.values()))
-    kept = f"{_mib(total)} MiB of the host less {_mib(total - capacity)} that it keeps"
+    kept = f"{_mib(total)} MiB of the host less {_mib(total - capacity)} that are not for guests"
     return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, _mib)} MiB ({kept})")
+
+
+def admit_overcommit(
+    running: Mapping[str, Promise], candidates: Mapping[str, Promise], room: int, ratio: float
+) -> Verdict:
+    """Whether the guests may grow to no more than `ratio` times the memory for guests, which is `room` bytes.
+
+    As `admit_cpu`: what runs already is not refused for what it is.
+    """
+    before = {name: promise.memory_max for name, promise in running.items()}
+    after = before | {name: promise.memory_max for name, promise in candidates.items()}
+    capacity, needed = round(ratio * room), sum(after.values())
+    admitted = needed <= max(capacity, sum(before.values()))
+    kept = f"{ratio:.0%} of the {_mib(room)} MiB for guests"
+    return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, _mib)} MiB ({kept})")
+
+
+def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap_free: int) -> Verdict:
+    """Whether free memory and swap cover the part `cover` of what would be needed back at once, were all that is
+    merged written to and all balloons let go. Bytes."""
+    needed, capacity = round(cover * (saved + ballooned)), available + swap_free
+    relation = ">" if needed > capacity else "<="
+    arithmetic = (
+        f"{cover:.0%} of {_mib(saved)} merged + {_mib(ballooned)} ballooned away = {_mib(needed)} {relation} "
+        f"{_mib(capacity)} MiB ({_mib(available)} available + {_mib(swap_free)} of swap)"
+    )
+    return Verdict(needed <= capacity, needed, capacity, arithmetic)
+
+
+def admit_state(available: int, reserve: int) -> Verdict:
+    """Whether the host, with so many bytes available, is not so short of memory that nothing more may be started."""
+    least = least_available(reserve)
+    relation = "<" if available < least else ">="
+    arithmetic = f"{_mib(available)} MiB available {relation} {_mib(least)}, a part of the {_mib(reserve)} it keeps"
+    return Verdict(available >= least, least, available, arithmetic)
 
 
 def _sum(terms: Mapping[str, float], needed: float, capacity: float, show: Callable[[float], str]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.sample import BalloonSample
 from kvmctl.model.units import GIB, MIB
 
@@ -23,6 +24,11 @@ def host_reserve(total: int) -> int:
         percents += min(left, amount) * percent
         left -= min(left, amount)
     return -(-(percents + left) // (100 * MIB)) * MIB
+
+
+def reserve_of(policy: MemoryPolicy, total: int) -> int:
+    """Bytes that a host of `total` bytes keeps for itself."""
+    return host_reserve(total) if policy.reserve is None else policy.reserve
 
 
 def is_fresh(balloon: BalloonSample, clock: float, period: int) -> bool:

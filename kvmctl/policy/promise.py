@@ -18,4 +18,5 @@ def promise_of(spec: GuestSpec) -> Promise:
         project=spec.project,
         labels=spec.labels or (),
         rebalance=spec.rebalance is not False,
+        memory_max=memory.max or memory.size or 0,
     )

@@ -19,9 +19,11 @@ from kvmctl.policy.cpu import OFF, CpuClaim, Entitlement, divided, entitlements
 from kvmctl.policy.parent import cores_used
 from kvmctl.policy.weights import LEAST_WEIGHT, MOST_WEIGHT
 
-SHORTEST, LONGEST = 0.5, 300.0
+SHORTEST, LONGEST = 0.2, 300.0
 """Seconds between two looks at the counters. A shorter window measures nothing; over a longer one, whatever the
 guests wanted at its beginning says nothing about now."""
+LAG = 0.1
+"""Seconds by which a waiting thread's account may be behind: the kernel adds up what it waited when it runs again."""
 FALL = 0.5
 """The part of a guest's former demand that remains in the next window's: a demand rises at once and falls slowly."""
 IDLE_HAND = 1.25
@@ -76,7 +78,8 @@ def decide(now: Snapshot, before: Memory | None, policy: HostPolicy) -> Plan:
         if (change := _change(guest, one, due[guest.name], memories[guest.uuid], measured.get(guest.name), policy))
     )
     notes = tuple(_notes(guests, entitled, sum(_promise(g).cpu_reservation for g in known), cores - reserve))
-    memory = Memory(now.taken, now.boot, now.host.busy if now.host else None, others, memories)
+    busy = now.host.busy if now.host else None
+    memory = Memory(now.taken, now.boot, busy, others, memories, before.reclaim if before else None)
     return Plan(changes, notes, memory)
 
 
@@ -114,7 +117,7 @@ def _vcpus_want(guest: GuestSample, old: GuestMemory, seconds: float) -> list[fl
     ran = [new - before for new, before in zip(guest.vcpu_time, old.vcpu_time, strict=True)]
     waited = [new - before for new, before in zip(delay, was, strict=True)]
     parts = [max(0.0, (a + b) / 1e9 / seconds) for a, b in zip(ran, waited, strict=True)]
-    return [1.0 if part >= 1 - OFF else part for part in parts]
+    return [1.0 if part >= 1 - OFF - LAG / seconds else part for part in parts]
 
 
 def _others(now: Snapshot, before: Memory | None, seconds: float) -> float | None:
@@ -160,7 +163,8 @@ def _corrected(
     """The memories with what each hungry guest is owed, and the factor that pays it.
 
     Due is what the guests were entitled to of the cores that all of them really had; where not all were measured,
-    nothing is owed. A guest that slept now and then, or whose quota stopped it, is owed nothing.
+    nothing is owed. A guest that slept now and then is owed nothing; one at its limit is owed what it misses of it,
+    and no weight takes it beyond.
     """
     if any(guest.name not in measured for guest in guests):
         return dict(memories)
@@ -168,13 +172,12 @@ def _corrected(
     had = sum(one.used for one in measured.values())
     portions = divided(claims, had, online, by_demand=True) if had > 0 else {}
     due = {
-        claim.name: float(portions[claim.name].amount)
-        for claim in claims
-        if portions and measured[claim.name].hungry and portions[claim.name].amount < claim.promise.cpu_limit
+        claim.name: float(portions[claim.name].amount) for claim in claims if portions and measured[claim.name].hungry
     }
     used = {name: measured[name].used for name in due}
     by_name = {guest.name: memories[guest.uuid] for guest in guests}
-    debts = drift.owed({name: by_name[name].owed for name in due}, due, used, seconds)
+    ceilings = {claim.name: claim.ceiling for claim in claims}
+    debts = drift.owed({name: by_name[name].owed for name in due}, due, used, seconds, ceilings)
     found = drift.factors(debts, due, seconds)
     return {
         guest.uuid: replace(memories[guest.uuid], owed=debts.get(guest.name, 0.0), factor=found.get(guest.name, 1.0))

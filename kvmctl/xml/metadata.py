@@ -173,6 +173,7 @@ def promise_in(root: Element, vcpus: int | None = None) -> Promise:
         project=said.project,
         labels=said.labels,
         rebalance=said.rebalance,
+        memory_max=memory.max or 0,
     )
 
 

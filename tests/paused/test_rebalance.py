@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kvmctl.control.tick import Controller
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
 from tests.conftest import Kvmctl, environment
@@ -238,3 +240,75 @@ def test_a_daemon_that_is_started_again_costs_a_tick_and_is_said(
     after = err.partition("this tick was left out")[2]
     assert "tick: 1 guests" in after
     until(lambda: after.count("tick: "), bool, 1)
+
+
+@pytest.fixture
+def controller(
+    guests: list[Guest], hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Controller:
+    """One that has ticked once, in this process, and believes that its guests are owed something."""
+    for name, value in environment(tmp_path / "state", tmp_path / "run").items():
+        monkeypatch.setenv(name, value)
+    found = Controller(hypervisor, trimming=True)
+    found.tick()
+    assert found.memory is not None
+    owed = {uuid: replace(one, owed=0.5, factor=1.5) for uuid, one in found.memory.guests.items()}
+    found.memory = replace(found.memory, guests=owed)
+    return found
+
+
+def trimmed(found: Controller) -> None:
+    """Trim once, when the kernel's counters are old enough to be compared."""
+    assert found.memory is not None
+    taken = found.memory.taken
+
+    def older() -> bool:
+        found.trim()
+        assert found.memory is not None
+        return bool(found.memory.guests) and all(one.factor == 1.0 for one in found.memory.guests.values())
+
+    until(older, bool, 10, f"a trim after {taken}")
+
+
+def test_between_two_ticks_weights_are_set_without_libvirt_or_the_journal(
+    guests: list[Guest], controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due = kernel(guests[0])
+    journal = (tmp_path / "state/journal.json").read_bytes()
+    (guests[0].cgroup / "cpu.shares").write_text(str(due + 500))
+    controller._weights[guests[0].name] = due + 500
+    monkeypatch.setattr(scheduler, "set_weight", None)
+    monkeypatch.setattr(domains, "samples_with_domains", None)
+    trimmed(controller)
+    assert kernel(guests[0]) == due
+    assert (tmp_path / "state/journal.json").read_bytes() == journal
+
+
+def test_what_somebody_else_sets_between_two_ticks_is_left_for_the_next_which_says_so(
+    guests: list[Guest], controller: Controller
+) -> None:
+    due = kernel(guests[0])
+    scheduler.set_weight(guests[0].domain, 77)
+    trimmed(controller)
+    assert kernel(guests[0]) == 77
+    said = {one.change.guest: one.change.reason for one in controller.tick().outcomes}
+    assert f"it was last given {due}, and somebody else set 77" in said[guests[0].name]
+    assert kernel(guests[0]) == due
+
+
+def test_after_the_last_tick_the_journal_says_what_the_guests_weigh(
+    guests: list[Guest], controller: Controller, kvmctl: Kvmctl
+) -> None:
+    controller.settle()
+    due = kernel(guests[0])
+    scheduler.set_weight(guests[0].domain, 77)
+    assert f"it was last given {due}, and somebody else set 77" in kvmctl("-c", URI, "rebalance").out
+
+
+def test_a_run_that_was_killed_between_two_ticks_makes_nobody_a_stranger(
+    guests: list[Guest], controller: Controller, kvmctl: Kvmctl
+) -> None:
+    (guests[0].cgroup / "cpu.shares").write_text("1234")  # as a trim does, after which nothing is recorded
+    row = next(r for r in kvmctl("-c", URI, "-o", "json", "rebalance").json() if r["name"] == guests[0].name)
+    assert row["result"] == "changed"
+    assert "somebody else" not in row["reason"]

@@ -61,6 +61,10 @@ def test_a_host_without_the_file(host: Host, path: Path) -> None:
             "reserve": None, "parent": "manage", "threads": "manage", "correct": "weights", "foreign": "correct",
             "kept_for_host": pytest.approx(kept), "capacity": pytest.approx(CPUS - kept),
         },
+        "memory": {
+            "reserve": None, "limit": None, "overcommit": 1.5, "cover": 0.25, "sharing": "manage", "balloon": "manage",
+            "swap": "manage", "ksm_cores": 0.5, "for_guests": found["memory"]["for_guests"],
+        },
     }  # fmt: skip
     doctor = check(host("doctor", "-o", "json", code=1))
     assert doctor["result"] == "ok"
@@ -115,3 +119,10 @@ def test_another_machine_has_a_policy_of_its_own(kvmctl: Kvmctl, path: Path) -> 
     assert kvmctl("-c", "test:///default", "host", "show", "-o", "json", env=env).json()["policy"] is None
     checks = kvmctl("-c", "test:///default", "host", "doctor", "-o", "json", env=env).json()
     assert "policy" not in {check["name"] for check in checks}
+
+
+def test_what_the_file_says_of_memory_is_shown(host: Host, path: Path) -> None:
+    path.write_text("memory: {limit: 16MiB, overcommit: 300%, balloon: leave}\n")
+    lines = host("show", code=6).out.splitlines()
+    found = next(text for text in lines if "for guests, which may grow to" in text)
+    assert "16MiB for guests, which may grow to 300% of that; balloon leave" in found

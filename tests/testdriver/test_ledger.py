@@ -90,7 +90,7 @@ def test_an_empty_ledger_names_the_hypervisor(kvmctl: Kvmctl, empty: str) -> Non
     cpu, memory = kvmctl("-c", empty, "cpu"), kvmctl("-c", empty, "memory")
     assert cpu.out == f"{empty}: 4 cores, 0 reserved, 4 free to reserve; no running guests\n"
     assert memory.out.startswith(f"{empty}: 8GiB of memory, - available, 0B of ")
-    assert memory.out.endswith("overcommit 0.00; no running guests\n")
+    assert memory.out.endswith("overcommit 0%; no running guests\n")
     assert kvmctl("-c", empty, "-o", "json", "cpu").json()["guests"] == []
     assert kvmctl("-c", empty, "-o", "name", "memory").out == ""
 

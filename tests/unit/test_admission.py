@@ -1,6 +1,7 @@
 """What is reserved is never more than there is, and the refusal shows the sum."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvmctl.model.promise import Promise
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy.admission import admit_cpu, admit_memory
+from kvmctl.policy.admission import admit_cpu, admit_memory, admit_overcommit, admit_state, admit_unshare
 from kvmctl.policy.memory import host_reserve
 
 pytestmark = pytest.mark.unit
@@ -75,7 +76,10 @@ def test_admitted_means_that_the_sum_fits_or_does_not_grow(running: list[int], n
 def test_memory_leaves_the_host_its_reserve() -> None:
     verdict = admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3 * GIB)}, 4 * GIB)
     assert not verdict.admitted
-    assert verdict.arithmetic == "web1 1024 + new 3072 = 4096 > 3850 MiB (4096 MiB of the host less 246 that it keeps)"
+    assert (
+        verdict.arithmetic
+        == "web1 1024 + new 3072 = 4096 > 3850 MiB (4096 MiB of the host less 246 that are not for guests)"
+    )
     assert admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3850 * MIB - 1 * GIB)}, 4 * GIB).admitted
     assert not admit_memory({"web1": memory(1 * GIB)}, {"new": memory(3851 * MIB - 1 * GIB)}, 4 * GIB).admitted
 
@@ -84,6 +88,41 @@ def test_memory_that_was_promised_too_often_can_be_given_back() -> None:
     running = {"web1": memory(3 * GIB), "web2": memory(2 * GIB)}
     assert admit_memory(running, {"web2": memory(1536 * MIB)}, 4 * GIB).admitted
     assert not admit_memory(running, {"web2": memory(2049 * MIB)}, 4 * GIB).admitted
+
+
+def test_memory_for_guests_may_be_less_than_the_host_leaves() -> None:
+    assert not admit_memory({}, {"new": memory(2 * GIB)}, 4 * GIB, room=2 * GIB - 1).admitted
+
+
+def grows(size: int) -> Promise:
+    return replace(memory(0), memory_max=size)
+
+
+def test_guests_may_grow_to_the_ceiling_and_no_further() -> None:
+    running = {"web1": grows(3 * GIB)}
+    assert admit_overcommit(running, {"new": grows(3 * GIB)}, 4 * GIB, 1.5).admitted
+    verdict = admit_overcommit(running, {"new": grows(3 * GIB + MIB)}, 4 * GIB, 1.5)
+    assert not verdict.admitted
+    assert verdict.arithmetic == "web1 3072 + new 3073 = 6145 > 6144 MiB (150% of the 4096 MiB for guests)"
+    assert admit_overcommit(running, {"new": grows(300 * GIB)}, 4 * GIB, 100.0).admitted
+
+
+def test_what_runs_beyond_the_ceiling_may_be_made_smaller() -> None:
+    running = {"web1": grows(8 * GIB)}
+    assert admit_overcommit(running, {"web1": grows(7 * GIB)}, 4 * GIB, 1.5).admitted
+    assert not admit_overcommit(running, {"web1": grows(9 * GIB)}, 4 * GIB, 1.5).admitted
+
+
+def test_free_memory_and_swap_cover_a_part_of_what_would_be_needed_back() -> None:
+    assert admit_unshare(2 * GIB, 2 * GIB, 0.25, 512 * MIB, 512 * MIB).admitted
+    verdict = admit_unshare(2 * GIB, 2 * GIB, 0.25, 512 * MIB, 511 * MIB)
+    assert not verdict.admitted
+    assert verdict.arithmetic.startswith("25% of 2048 merged + 2048 ballooned away = 1024 > 1023 MiB")
+
+
+def test_nothing_is_started_where_memory_is_low() -> None:
+    assert admit_state(64 * MIB, 200 * MIB).admitted
+    assert not admit_state(63 * MIB, 200 * MIB).admitted
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from kvmctl.model.document import MAX_BYTES
 from kvmctl.model.errors import FileError, UsageError
 from kvmctl.model.fields import Context
 from kvmctl.model.hostfile import FIELDS, load
-from kvmctl.model.hostpolicy import CpuPolicy, HostPolicy, capacity, cpu_reserve
+from kvmctl.model.hostpolicy import CpuPolicy, HostPolicy, MemoryPolicy, capacity, cpu_reserve
+from kvmctl.model.units import GIB
 from tests.strategies import cores
 
 pytestmark = pytest.mark.unit
@@ -62,7 +63,29 @@ def test_every_key() -> None:
 
 
 def test_the_keys_are_those_of_the_policy() -> None:
-    assert [key.removeprefix("cpu.") for key in FIELDS] == list(CpuPolicy.__dataclass_fields__)
+    names = {"ksm-cpu": "ksm_cores"}
+    for group, kind in (("cpu.", CpuPolicy), ("memory.", MemoryPolicy)):
+        keys = [key.removeprefix(group) for key in FIELDS if key.startswith(group)]
+        assert [names.get(key, key) for key in keys] == list(kind.__dataclass_fields__)
+
+
+def test_every_key_of_memory() -> None:
+    text = (
+        "memory: {reserve: 2GiB, limit: 24GiB, overcommit: 200%, cover: 50%, sharing: leave, balloon: leave, "
+        "swap: leave, ksm-cpu: 20%}"
+    )
+    expected = MemoryPolicy(2 * GIB, 24 * GIB, 2.0, 0.5, "leave", "leave", "leave", 0.2)
+    assert read(text) == HostPolicy(memory=expected)
+
+
+@pytest.mark.parametrize("text", ["1.5", "150", "99%", "10001%", "-150%", "1e3%", "٣٠٠%", "[150%]"])
+def test_a_ceiling_that_is_none(text: str) -> None:
+    assert problems(f"memory: {{overcommit: {text}}}")
+
+
+@pytest.mark.parametrize("text", ["15MiB", "2", "1.5GiB", "-1GiB", "0MiB"])
+def test_a_reserve_of_memory_that_is_none(text: str) -> None:
+    assert problems(f"memory: {{reserve: {text}}}")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +181,7 @@ def test_an_alias_bomb_is_refused_before_it_is_written_out() -> None:
 
 
 def test_every_fault_comes_out_at_once_in_order() -> None:
-    text = "memory: {}\ncpu:\n  reserve: 0\n  parnt: leave\n  correct: [off]\nforeign: respect\n"
+    text = "storage: {}\ncpu:\n  reserve: 0\n  parnt: leave\n  correct: [off]\nforeign: respect\n"
     assert [problem.split(": ")[0] for problem in problems(text)] == [
         f"host.yaml:{place}" for place in ("1:1", "3:12", "4:3", "5:12", "6:1")
     ]

@@ -4,12 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.policy.drift import FINEST, LEAST_FACTOR, MOST_FACTOR, corrected, factors, owed
+from kvmctl.policy.drift import (
+    FINEST,
+    HORIZON,
+    LEAST_FACTOR,
+    MOST_FACTOR,
+    REMEMBERED,
+    UNPAYABLE,
+    corrected,
+    factors,
+    owed,
+)
 
 pytestmark = pytest.mark.unit
 
 cores = st.floats(0.01, 8)
-windows = st.floats(0.5, 60)
+windows = st.floats(0.2, 60)
 
 
 @st.composite
@@ -22,13 +32,14 @@ def measured(draw: st.DrawFn) -> tuple[dict[str, float], dict[str, float], float
 
 
 @given(measured())
-def test_debts_add_up_to_nothing_and_none_is_more_than_the_window(
+def test_debts_add_up_to_nothing_and_none_is_more_than_is_remembered(
     found: tuple[dict[str, float], dict[str, float], float],
 ) -> None:
     due, used, seconds = found
     debts = owed({}, due, used, seconds)
-    assert all(abs(debt) <= due[name] * seconds for name, debt in debts.items())
-    if all(abs(debt) < due[name] * seconds for name, debt in debts.items()):
+    most = max(seconds, REMEMBERED)
+    assert all(abs(debt) <= due[name] * most for name, debt in debts.items())
+    if all(abs(debt) < due[name] * most for name, debt in debts.items()):
         assert sum(debts.values()) == pytest.approx(0, abs=1e-6 * seconds * sum(due.values()))
 
 
@@ -89,3 +100,19 @@ def test_large_weights_are_scaled_down_into_the_range() -> None:
 
 def test_beside_a_weight_that_is_not_ours_nothing_is_scaled() -> None:
     assert corrected({"a": 4, "b": 100}, {"a": 1.0, "b": 1.1}, 2, 10_000, scale=False) == {"a": 4, "b": 110}
+
+
+def test_what_short_looks_miss_adds_up_and_is_paid_back_over_the_horizon() -> None:
+    due, used, debts = {"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 1.1}, {"a": 0.0, "b": 0.0}
+    for _ in range(4):
+        debts = owed(debts, due, used, 0.25)
+    assert debts == pytest.approx({"a": 0.1, "b": -0.1})
+    assert factors(debts, due, 0.25) == pytest.approx({"a": 1 + 0.1 / HORIZON, "b": 1 - 0.1 / HORIZON})
+
+
+def test_who_is_due_all_it_can_use_is_not_owed_what_it_can_never_have() -> None:
+    due, used = {"alone": 0.99, "a": 0.5, "b": 0.5}, {"alone": 0.6, "a": 0.7, "b": 0.69}
+    ceilings = dict.fromkeys(due, 1.0)
+    debts = owed({}, due, used, 5.0, ceilings)
+    assert debts["alone"] == pytest.approx(UNPAYABLE * 0.99 + 0.01 * REMEMBERED)
+    assert owed({}, due, used, 5.0)["alone"] > 1.9

@@ -14,6 +14,7 @@ from kvmctl.model.hostpolicy import CpuPolicy, HostPolicy
 from kvmctl.model.plan import Memory, Plan
 from kvmctl.model.promise import Promise
 from kvmctl.model.sample import GuestSample
+from kvmctl.policy.drift import UNPAYABLE
 from kvmctl.policy.tick import decide, window
 
 pytestmark = pytest.mark.unit
@@ -284,3 +285,27 @@ def test_every_change_has_a_reason_and_is_of_a_guest_that_may_be_changed(pair: t
     assert {change.guest for change in plan.changes} <= mine
     assert all(change.reason for change in plan.changes)
     assert isinstance(plan.memory, Memory)
+
+
+def test_in_a_short_window_a_waiting_guest_is_hungry_though_its_account_is_behind() -> None:
+    first = snapshot(*(guest(name) for name in "abcd"))
+    memory = decide(first, None, POLICY).memory
+    # 0.23 s of 0.3 s: the kernel counts the rest when the vCPU runs again.
+    later = snapshot(
+        guest("a", used=0.05, waited=0.18), *(guest(name, used=0.18, waited=0.12) for name in "bcd"), seconds=100.3
+    )
+    found = decide(later, memory, POLICY).memory.guests["uuid-a"]
+    assert found.demand == 1.0
+    assert found.owed > 0
+    assert found.factor > 1
+
+
+def test_a_guest_that_does_not_reach_its_limit_is_owed_the_rest() -> None:
+    def at(seconds: float, used: float, waited: float) -> Snapshot:
+        others = (guest(name, used=1.575 * used / 0.35, waited=seconds) for name in "bc")
+        return snapshot(guest("a", limit=0.4, used=used, waited=waited), *others, seconds=100 + seconds)
+
+    memory = decide(at(0, 0, 0), None, POLICY).memory
+    found = decide(at(5, 5 * 0.35, 5 * 0.65), memory, POLICY).memory.guests["uuid-a"]
+    assert found.owed == pytest.approx(UNPAYABLE * 0.4, rel=0.01)
+    assert found.factor > 1.04

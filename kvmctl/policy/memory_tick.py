@@ -1,0 +1,280 @@
+"""What one tick does about memory: from what was observed to balloons, KSM's aim and what is swapped. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kvmctl.model.change import Change
+from kvmctl.model.host_sample import HostSample, Snapshot
+from kvmctl.model.hostpolicy import MemoryPolicy
+from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
+from kvmctl.model.sample import GuestSample
+from kvmctl.model.units import MIB, human_size
+from kvmctl.policy import balloon, ksm, reclaim
+from kvmctl.policy.balloon import BalloonClaim
+from kvmctl.policy.memory import is_fresh, reserve_of
+
+SHORT = ("soft", "hard", "low")
+SCAN_SECONDS: Mapping[str, int] = {"high": 200, "clear": 200, "soft": 60, "hard": 20, "low": 20}
+"""What one pass of KSM may take in each state; 200 is the kernel's own aim."""
+REST = 600.0
+"""Seconds for which KSM rests where it has cost more than it saved."""
+SWAP_STEP: Mapping[str, int] = {"soft": 64 * MIB, "hard": 192 * MIB, "low": 384 * MIB}
+"""Bytes that one tick swaps at most."""
+MOST_STALLED = 0.2
+"""The part of the time some task waited for memory from which nothing more is swapped: it is being read back."""
+MOST_HOST_FAULTS = 400.0
+"""Major faults a second of a guest's process from which it is left alone: what was swapped is being used."""
+SWAP_KEPT = 0.05
+"""The part of swap that is left free for the kernel's own need."""
+LONGEST = 120.0
+"""Seconds between two looks after which counters say nothing about now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One running guest whose memory can be told about: `claim` None is one whose balloon is left alone, for the
+    reason `why`."""
+
+    guest: GuestSample
+    claim: BalloonClaim | None
+    why: str
+    pressed: bool
+    thrashes: bool
+    memory: ReclaimGuest
+
+
+def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) -> ReclaimPlan:
+    """What has to be done so that the host does not run out of memory, and no guest has less than it needs."""
+    host = now.host
+    guests = [guest for guest in now.guests if guest.state == "running" and guest.promise is not None]
+    if host is None or host.memory_total <= 0:
+        return ReclaimPlan(None, (), None, (), (), (), None)
+    if before is not None and before.boot != now.boot:
+        before = None
+    reserve = reserve_of(policy, host.memory_total)
+    found = reclaim.state(host.memory_available, reserve, reclaim.state_named(before.state if before else None))
+    seconds = (now.taken - before.taken) / 1e9 if before else 0.0
+    seconds = seconds if 0 < seconds <= LONGEST else 0.0
+    seen = [_look(guest, now, before, seconds, keep_cache=found not in ("hard", "low")) for guest in guests]
+    balloons, missing = _balloons(seen, host, reserve, found, now.taken) if policy.balloon == "manage" else ((), 0)
+    stalled = _stalled(host, before, seconds)
+    pageouts = _pageouts(seen, host, found, missing, stalled) if policy.swap == "manage" else ()
+    room = reclaim.guests_memory(host.memory_total, policy.reserve, policy.limit, host.guests_limit)
+    overcommitted = sum(guest.balloon.maximum or 0 for guest in guests) > room
+    rest, aim = _sharing(now, before, policy, found, overcommitted)
+    memory = ReclaimMemory(
+        taken=now.taken,
+        boot=now.boot,
+        state=found,
+        stalled=host.memory_stalled,
+        unprofitable_until=rest,
+        guests={one.guest.uuid: _remembered(one, now.taken) for one in seen},
+    )
+    scores = tuple(_scores(guests))
+    notes = tuple(_notes(seen, found, missing, host))
+    alert = found in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
+    return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert)
+
+
+def _look(
+    guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, seconds: float, *, keep_cache: bool
+) -> _Seen:
+    old = before.guests.get(guest.uuid) if before else None
+    if old is not None and old.run != guest.run:
+        old = None
+    stats = guest.balloon
+    faults = None if stats.major_fault is None else stats.major_fault + (stats.swap_in or 0) // 4096
+    host_faults = guest.process.major_faults if guest.process else None
+    memory = replace(old or ReclaimGuest(guest.run or 0), faults=faults, host_faults=host_faults)
+    rate = _rate(old.faults if old else None, faults, seconds)
+    host_rate = _rate(old.host_faults if old else None, host_faults, seconds)
+    thrashes = host_rate is not None and host_rate > MOST_HOST_FAULTS
+    why = _left_alone(guest, now.clock)
+    if why:
+        return _Seen(guest, None, why, pressed=False, thrashes=thrashes, memory=memory)
+    assert guest.promise is not None
+    assert stats.current is not None
+    assert stats.usable is not None
+    size = guest.memory_size or stats.maximum or stats.current
+    used = balloon.need(stats.current, stats.usable, stats.disk_caches or 0, keep_cache)
+    floor = max(guest.promise.memory_reservation, used + balloon.margin(size))
+    claim = BalloonClaim(guest.name, guest.promise.memory_shares, floor, stats.current, size, used)
+    pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
+    return _Seen(guest, claim, "", pressed, thrashes, memory)
+
+
+def _left_alone(guest: GuestSample, clock: float) -> str:
+    """Why a guest's balloon is not moved; empty where it may be."""
+    stats = guest.balloon
+    if guest.promise is not None and not guest.promise.rebalance:
+        return "it opted out (rebalance: false)"
+    if guest.memory_fixed:
+        return guest.memory_fixed
+    if not stats.last_update or stats.current is None:
+        return "no balloon driver in the guest has reported"
+    if not is_fresh(stats, clock, guest.stats_period):
+        return f"what its balloon driver last said is {clock - stats.last_update:.0f} s old"
+    if stats.usable is None:
+        return "its balloon driver does not say how much memory is usable"
+    return ""
+
+
+def _rate(old: int | None, new: int | None, seconds: float) -> float | None:
+    return None if old is None or new is None or not seconds or new < old else (new - old) / seconds
+
+
+def _balloons(
+    seen: Sequence[_Seen], host: HostSample, reserve: int, state: str, taken: int
+) -> tuple[tuple[Change, ...], int]:
+    """The balloons to move; and how many bytes are still missing with all of them where they are to be."""
+    claims = {one.guest.name: one.claim for one in seen if one.claim}
+    pressed = [one.claim for one in seen if one.claim and one.pressed]
+    calm = {one.guest.name for one in seen if one.memory.calm_until > taken}
+    idle = [claim for name, claim in claims.items() if name not in calm and claim not in pressed]
+    last = max(0, host.memory_available - reclaim.least_available(reserve))
+    wanted = sum(claim.size - claim.actual for claim in pressed)
+    targets = balloon.grown(pressed, min(wanted, last)) if pressed else {}
+    missing = max(0, wanted - last)
+    reasons = dict.fromkeys(targets, "it is short of memory, and gets all back")
+    if missing:
+        reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
+    if state in SHORT or missing:
+        due = reclaim.deficit(host.memory_available, reserve) + missing
+        smaller = balloon.shrunk(idle, due)
+        freed = sum(claims[name].actual - target for name, target in smaller.items())
+        missing = max(0, due - freed)
+        reasons |= {name: _why_smaller(claims[name], state, idle) for name in smaller}
+        targets |= smaller
+    elif room := reclaim.surplus(host.memory_available - min(wanted, last), reserve):
+        moved = {one.guest.name for one in seen if one.guest.balloon_moved}
+        squeezed = [claim for claim in idle if claim.actual < claim.size and claim.name in moved]
+        amount = room if state == "high" else room // 2
+        larger = balloon.grown(squeezed, amount)
+        reasons |= dict.fromkeys(larger, f"the host is in the state {state}, and it is to have more")
+        targets |= larger
+    changes = tuple(
+        Change(name, "memory.balloon", claims[name].actual, target, reason=reasons[name])
+        for name, target in sorted(targets.items())
+        if _is_worth(claims[name], target)
+    )
+    return changes, missing
+
+
+def _is_worth(claim: BalloonClaim, target: int) -> bool:
+    return abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
+
+
+def _why_smaller(claim: BalloonClaim, state: str, idle: Sequence[BalloonClaim]) -> str:
+    lowest = min(idle, key=balloon.price) if idle else claim
+    rank = "the lowest claim on what it holds" if lowest.name == claim.name else "a low claim on what it holds"
+    return f"the host is in the state {state}; it uses {human_size(claim.need)} and has {rank}"
+
+
+def _stalled(host: HostSample, before: ReclaimMemory | None, seconds: float) -> float | None:
+    """The part of the time since the last look for which some task waited for memory."""
+    if before is None or before.stalled is None or host.memory_stalled is None or not seconds:
+        return None
+    return max(0.0, host.memory_stalled - before.stalled) / seconds
+
+
+def _pageouts(
+    seen: Sequence[_Seen], host: HostSample, state: str, missing: int, stalled: float | None
+) -> tuple[PageOut, ...]:
+    """What to swap: where balloons do not suffice, of the guests with the lowest claim first."""
+    room = host.swap_free - round(SWAP_KEPT * host.swap_total)
+    left = min(missing, SWAP_STEP.get(state, 0), max(0, room))
+    if left <= 0 or (stalled is not None and stalled > MOST_STALLED):
+        return ()
+    found = []
+    for one in sorted(seen, key=_swap_order):
+        amount = min(left, _swappable(one))
+        if amount >= MIB:
+            reason = f"the host is in the state {state}, and balloons leave {human_size(missing)} missing"
+            found.append(_page_out(one.guest, amount, state, reason))
+            left -= amount
+    return tuple(found)
+
+
+def _page_out(guest: GuestSample, amount: int, state: str, reason: str) -> PageOut:
+    process = guest.process
+    assert process is not None
+    return PageOut(
+        guest=guest.name,
+        pid=process.pid,
+        amount=amount,
+        haste=state == "low",
+        merged=process.ksm_merging_pages != 0,
+        size=guest.balloon.maximum or 0,
+        swapped=process.swapped or 0,
+        reason=reason,
+    )
+
+
+def _swap_order(one: _Seen) -> tuple[float, str]:
+    assert one.guest.promise is not None
+    held = one.guest.process.rss if one.guest.process else None
+    return (one.guest.promise.memory_shares / max(1, held or 1), one.guest.name)
+
+
+def _swappable(one: _Seen) -> int:
+    guest, promise = one.guest, one.guest.promise
+    if promise is None or not promise.swap or not promise.rebalance or guest.memory_fixed or one.thrashes:
+        return 0
+    resident = guest.process.rss if guest.process else None
+    return 0 if resident is None else max(0, resident - promise.memory_reservation)
+
+
+def _sharing(
+    now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy, state: str, overcommitted: bool
+) -> tuple[int, KsmAim | None]:
+    """Until when KSM rests, in monotonic nanoseconds, and how it is to work."""
+    host = now.host
+    rest = before.unprofitable_until if before else 0
+    if policy.sharing == "leave" or host is None or host.ksm is None:
+        return rest, None
+    if not any(guest.promise and guest.promise.sharing for guest in now.guests if guest.state == "running"):
+        return rest, None
+    if now.taken < rest:
+        return rest, KsmAim(False, SCAN_SECONDS[state], policy.ksm_cores, "it costs more than it saves here")
+    if host.ksm.run == 1 and host.ksm.full_scans >= 2 and ksm.profit(host.ksm) < 0:
+        rest = now.taken + round(REST * 1e9)
+        return rest, KsmAim(False, SCAN_SECONDS[state], policy.ksm_cores, "it costs more than it saves here")
+    if state == "high" and not overcommitted:
+        return rest, None
+    why = f"the host is in the state {state}" if state != "high" else "guests may grow to more than there is"
+    return rest, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why)
+
+
+def _scores(guests: Sequence[GuestSample]) -> Iterator[Change]:
+    """Whom the kernel is to kill first when memory has run out all the same: who has the fewest shares for its size."""
+    for guest in guests:
+        present = guest.process.oom_score_adj if guest.process else None
+        assert guest.promise is not None
+        if present is None or not guest.promise.rebalance or not guest.memory_size:
+            continue
+        due = reclaim.oom_score(guest.promise.memory_shares, guest.memory_size)
+        if present != due:
+            yield Change(guest.name, "memory.oom-score", present, due, reason="as its shares of memory say")
+
+
+def _remembered(one: _Seen, taken: int) -> ReclaimGuest:
+    if not (one.pressed or one.thrashes):
+        return one.memory
+    if one.memory.calm_until > taken:
+        return one.memory
+    calm = balloon.calm(one.memory.calm)
+    return replace(one.memory, calm=calm, calm_until=taken + round(calm * 1e9))
+
+
+def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) -> list[str]:
+    if state not in SHORT:
+        return []
+    notes = [f"{one.guest.name}: its memory counts whole, {one.why}" for one in seen if one.claim is None]
+    if missing and not host.swap_free:
+        notes.append(
+            f"the host is in the state {state} and {human_size(missing)} are missing beyond what balloons give: "
+            "kvmctl swap enable, or stop or move a guest"
+        )
+    return notes

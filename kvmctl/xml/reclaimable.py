@@ -1,0 +1,42 @@
+"""Whether a guest's memory can be reclaimed, as its definition says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvmctl.xml import tree
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+
+def memory_fixed(root: Element) -> str:
+    """Why the memory of a guest with this definition stays where it is, whatever it uses; empty where it can be taken
+    by a balloon, merged and swapped."""
+    if root.find("devices/hostdev") is not None:
+        return "a device is passed through to it, which pins all of it"
+    backing = root.find("memoryBacking")
+    if backing is None:
+        return ""
+    if backing.find("hugepages") is not None:
+        return "it is on huge pages"
+    if backing.find("locked") is not None:
+        return "it is locked"
+    source, access = backing.find("source"), backing.find("access")
+    if (source is not None and source.get("type") == "memfd") or (
+        access is not None and access.get("mode") == "shared"
+    ):
+        return "it is shared with other processes"
+    return ""
+
+
+def stats_period(root: Element) -> int:
+    """Seconds between two reports of the balloon driver; 0 is never."""
+    stats = root.find("devices/memballoon/stats")
+    return 0 if stats is None else tree.number(stats.get("period")) or 0
+
+
+def memory_size(root: Element) -> int | None:
+    """Bytes that the guest is to have (`currentMemory`, or all of `memory`); None where the definition does not say."""
+    size = tree.size(root, "currentMemory")
+    return tree.size(root, "memory") if size is None else size

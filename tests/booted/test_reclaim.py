@@ -1,0 +1,154 @@
+"""Memory that is taken from a running Linux guest, and what it has back: read from the kernel and in the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmctl.bootstrap.microguest import MicroGuest
+from kvmctl.host import memory
+from kvmctl.hypervisor import live
+from kvmctl.model.units import MIB
+from tests.conftest import Kvmctl
+from tests.hosts import PrivateHost, private_host
+from tests.support import Console, Guest, until
+
+pytestmark = pytest.mark.booted
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[PrivateHost]:
+    """A daemon of its own: a tick acts on all guests of one, and these are to be short of memory alone."""
+    with private_host() as found:
+        yield found
+
+
+class Lab:
+    """One booted guest, and ticks under a policy."""
+
+    def __init__(self, kvmctl: Kvmctl, host: PrivateHost, policy: Path, guest: Guest, line: Console) -> None:
+        self.kvmctl, self.host, self.policy, self.guest, self.line = kvmctl, host, policy, guest, line
+
+    def policy_is(self, text: str) -> None:
+        self.policy.write_text(f"memory: {{{text}}}\n")
+
+    def short(self, part: float = 0.8, rest: str = "") -> None:
+        """From now on the host has only that part available of what it is to keep."""
+        reserve = round(memory.read().available / part) // MIB
+        self.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, sharing: leave{rest}")
+
+    def run(self, *words: str, code: int | None = 0) -> Any:
+        env = {"KVMCTL_HOST_FILE": str(self.policy)}
+        return self.kvmctl("-c", self.host.uri, "-o", "json", *words, code=code, env=env).json()
+
+    def tick(self) -> dict[str, Any]:
+        """What the tick did with the guest, by field."""
+        return {row["field"]: row for row in self.run("rebalance") if row["name"] == self.guest.name}
+
+    def fresh(self) -> dict[str, Any]:
+        """The guest's line of the ledger, once its driver has reported."""
+
+        def line() -> dict[str, Any]:
+            found: dict[str, Any] = self.run("memory")["guests"][0]
+            return found
+
+        return until(line, lambda found: found["usable"] is not None, 90, "the guest's own figures")
+
+
+@pytest.fixture
+def lab(
+    host: PrivateHost, kvmctl: Kvmctl, micro: MicroGuest, console: Callable[[Guest], Console], tmp_path: Path
+) -> Iterator[Lab]:
+    policy = tmp_path / "host.yaml"
+    policy.write_text("memory: {overcommit: 10000%, sharing: leave, swap: leave}\n")
+    text = (
+        "guests:\n  - name: squeezed\n    accelerator: tcg\n    cpu: {count: 1}\n"
+        "    memory: {size: 384MiB, reservation: 160MiB}\n"
+        f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
+    )
+    kvmctl("-c", host.uri, "apply", "-f", "-", stdin=text, env={"KVMCTL_HOST_FILE": str(policy)})
+    with host.open() as hypervisor:
+        guest = Guest(hypervisor, "squeezed")
+        line = console(guest)
+        line.ready()
+        try:
+            yield Lab(kvmctl, host, policy, guest, line)
+        finally:
+            kvmctl("-c", host.uri, "host", "restore", code=None)
+            guest.remove()
+
+
+def test_an_idle_guest_gives_memory_to_a_short_host_and_has_it_back(lab: Lab) -> None:
+    before = lab.fresh()
+    assert before["balloon"] == 384 * MIB
+    lab.short()
+    done = lab.tick()["memory.balloon"]
+    assert (done["old"], done["result"]) == (384 * MIB, "changed")
+    # A fifth of its size in one tick, and never below its reservation.
+    assert 384 * MIB - 384 * MIB // 5 - MIB <= done["new"] < 384 * MIB
+    until(lambda: live.balloon(lab.guest.domain), lambda size: size <= done["new"] + MIB, 60, "the balloon")
+    assert lab.line.meminfo("MemAvailable") < before["usable"]
+
+    def smallest() -> int:
+        lab.fresh()
+        lab.tick()
+        return live.balloon(lab.guest.domain)
+
+    until(smallest, lambda size: size < 250 * MIB, 120, "the balloon after some ticks")
+    for _ in range(3):
+        lab.fresh()
+        lab.tick()
+    assert live.balloon(lab.guest.domain) >= 160 * MIB
+    assert lab.line.meminfo("MemAvailable") > 16 * MIB
+
+    explained = lab.run("memory", "--explain", "squeezed")["reasons"]
+    assert any("its balloon leaves it" in reason for reason in explained)
+    lab.policy_is("sharing: leave")
+    back = lab.tick()["memory.balloon"]
+    assert back["new"] == 384 * MIB
+    until(lambda: live.balloon(lab.guest.domain), lambda size: size == 384 * MIB, 60, "the balloon let go")
+
+
+def test_a_guest_that_is_short_has_all_back_at_once_and_is_left_alone(lab: Lab) -> None:
+    lab.fresh()
+    live.set_balloon(lab.guest.domain, 200 * MIB)
+    until(lambda: live.balloon(lab.guest.domain), lambda size: size == 200 * MIB, 60, "the balloon")
+    # Shared memory is not page cache: it cannot be dropped.
+    lab.line.run("mkdir -p /run/full; mount -t tmpfs none /run/full; free=$(awk '/MemAvailable/ {print int($2/1024)}' "
+                 "/proc/meminfo); dd if=/dev/zero of=/run/full/x bs=1M count=$((free - 12)) 2>/dev/null; true")  # fmt: skip
+    until(lambda: lab.fresh()["usable"], lambda usable: usable < 20 * MIB, 60, "what the guest says is usable")
+    lab.short(0.9)
+    done = lab.tick()["memory.balloon"]
+    assert done["new"] > done["old"]
+    assert "short of memory" in done["reason"]
+    until(lambda: live.balloon(lab.guest.domain), lambda size: size == done["new"], 60, "the balloon let go")
+    lab.fresh()
+    lab.short()
+    assert "memory.balloon" not in lab.tick(), "it is left alone for a while"
+    assert any("left alone" in text or "nothing is taken" in text for text in
+               lab.run("memory", "--explain", "squeezed")["reasons"])  # fmt: skip
+
+
+def test_what_was_done_to_guests_is_undone(lab: Lab) -> None:
+    lab.fresh()
+    score = Path(f"/proc/{lab.guest.pid}/oom_score_adj")
+    before = score.read_text()
+    lab.short()
+    done = lab.tick()
+    assert done["memory.balloon"]["new"] < 384 * MIB
+    assert score.read_text().strip() == str(done["memory.oom-score"]["new"]) == "500"
+    lab.run("host", "restore")
+    assert score.read_text() == before
+    until(lambda: live.balloon(lab.guest.domain), lambda size: size == 384 * MIB, 60, "the balloon let go")
+
+
+def test_a_guest_that_opted_out_is_left_alone_and_named(lab: Lab) -> None:
+    lab.fresh()
+    lab.run("set", "squeezed", "rebalance=false")
+    lab.short()
+    ran = lab.kvmctl("-c", lab.host.uri, "rebalance", env={"KVMCTL_HOST_FILE": str(lab.policy)})
+    assert "squeezed: its memory counts whole, it opted out" in ran.err
+    assert live.balloon(lab.guest.domain) == 384 * MIB

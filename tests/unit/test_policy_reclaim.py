@@ -1,0 +1,285 @@
+"""The host's state, and what one tick does about memory."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmctl.model.host_sample import HostSample, KsmSample, ProcessSample, Snapshot
+from kvmctl.model.hostpolicy import MemoryPolicy
+from kvmctl.model.promise import Promise
+from kvmctl.model.reclaim import ReclaimMemory
+from kvmctl.model.sample import BalloonSample, GuestSample
+from kvmctl.model.units import GIB, MIB
+from kvmctl.policy import balloon, memory_tick, reclaim
+from kvmctl.policy.memory_tick import decide
+
+pytestmark = pytest.mark.unit
+
+CLOCK = 1_000_000.0
+SECOND = 10**9
+RESERVE = 200 * MIB
+POLICY = MemoryPolicy(reserve=RESERVE, overcommit=4.0)
+
+
+def ksm(run: int = 0, sharing: int = 0, unshared: int = 0, scans: int = 0) -> KsmSample:
+    return KsmSample(run, 100, 20, 1, scans, sharing // 10, sharing, unshared, 0, None, None, None, None, None)
+
+
+def guest(
+    name: str,
+    used: int,
+    *,
+    actual: int = 512 * MIB,
+    size: int = 512 * MIB,
+    reservation: int = 0,
+    swap: bool = True,
+    rebalance: bool = True,
+    age: float = 2.0,
+    fixed: str = "",
+    faults: int = 0,
+    host_faults: int = 0,
+    moved: bool = True,
+) -> GuestSample:
+    stats = BalloonSample(
+        current=actual,
+        maximum=size,
+        available=actual,
+        usable=actual - used,
+        disk_caches=0,
+        major_fault=faults,
+        swap_in=0,
+        last_update=round(CLOCK - age),
+    )
+    promise = Promise(1000, math.inf, 0.0, 5120, reservation, sharing=True, swap=swap, rebalance=rebalance)
+    process = ProcessSample(1, rss=actual, swapped=0, major_faults=host_faults)
+    return GuestSample(
+        name=name,
+        uuid=name,
+        state="running",
+        vcpus=1,
+        vcpus_max=1,
+        balloon=stats,
+        run=1,
+        promise=promise,
+        process=process,
+        memory_size=size,
+        memory_fixed=fixed,
+        balloon_moved=moved,
+        stats_period=5,
+    )
+
+
+def snapshot(available: int, *guests: GuestSample, swap: int = 0, taken: int = 100 * SECOND) -> Snapshot:
+    host = HostSample(2, None, 4 * GIB, available, swap, swap, 1, ksm=ksm(), memory_stalled=0.0)
+    return Snapshot("qemu:///system", taken, CLOCK, "boot", guests, host)
+
+
+def targets(now: Snapshot, before: ReclaimMemory | None = None) -> dict[str, int]:
+    return {change.guest: int(str(change.new)) for change in decide(now, before, POLICY).balloons}
+
+
+def test_states_follow_the_thresholds() -> None:
+    found = [reclaim.state(part * RESERVE // 100, RESERVE) for part in (500, 400, 399, 100, 99, 64, 63, 32, 31, 0)]
+    assert found == ["high", "high", "clear", "clear", "soft", "soft", "hard", "hard", "low", "low"]
+
+
+def test_a_better_state_is_entered_only_beyond_its_threshold() -> None:
+    assert reclaim.state(RESERVE, RESERVE, "soft") == "soft"
+    assert reclaim.state(round(1.11 * RESERVE), RESERVE, "soft") == "clear"
+    assert reclaim.state(round(0.7 * RESERVE), RESERVE, "low") == "hard"
+    assert reclaim.state(RESERVE - 1, RESERVE, "clear") == "soft"
+
+
+@given(st.integers(0, 8 * GIB), st.sampled_from([None, "high", "clear", "soft", "hard", "low"]))
+def test_the_same_again_changes_no_state(available: int, before: reclaim.State | None) -> None:
+    found = reclaim.state(available, RESERVE, before)
+    assert reclaim.state(available, RESERVE, found) == found
+
+
+def test_memory_for_guests_is_the_least_of_what_bounds_it() -> None:
+    assert reclaim.guests_memory(4 * GIB, GIB) == 3 * GIB
+    assert reclaim.guests_memory(4 * GIB, GIB, limit=2 * GIB) == 2 * GIB
+    assert reclaim.guests_memory(4 * GIB, GIB, limit=2 * GIB, parent=GIB) == GIB
+    assert reclaim.guests_memory(4 * GIB, 5 * GIB) == 0
+
+
+def test_with_enough_memory_nothing_is_taken_and_all_is_given_back() -> None:
+    now = snapshot(4 * RESERVE, guest("squeezed", 100 * MIB, actual=300 * MIB), guest("whole", 100 * MIB))
+    assert targets(now) == {"squeezed": 512 * MIB}
+
+
+def test_a_balloon_that_somebody_else_has_filled_is_left_until_the_guest_is_short() -> None:
+    theirs = guest("g", 100 * MIB, actual=300 * MIB, moved=False)
+    assert targets(snapshot(4 * RESERVE, theirs)) == {}
+    assert targets(snapshot(4 * RESERVE, guest("g", 290 * MIB, actual=300 * MIB, moved=False))) == {"g": 512 * MIB}
+
+
+def test_a_short_host_takes_from_the_idle_and_leaves_need_and_margin() -> None:
+    idle, busy = guest("idle", 64 * MIB), guest("busy", 480 * MIB)
+    found = targets(snapshot(150 * MIB, idle, busy))
+    assert set(found) == {"idle"}
+    assert found["idle"] >= 64 * MIB + balloon.margin(512 * MIB)
+
+
+def test_nothing_goes_below_a_reservation() -> None:
+    found = targets(snapshot(0, guest("g", 64 * MIB, reservation=500 * MIB)))
+    assert found["g"] == 500 * MIB
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        (guest("g", 64 * MIB, age=60.0), "60 s old"),
+        (guest("g", 64 * MIB, fixed="it is locked"), "locked"),
+        (guest("g", 64 * MIB, rebalance=False), "opted out"),
+        (replace(guest("g", 64 * MIB), balloon=BalloonSample(current=512 * MIB, last_update=0)), "no balloon driver"),
+    ],
+)
+def test_what_cannot_be_told_about_is_left_alone_and_named(left: GuestSample, why: str) -> None:
+    plan = decide(snapshot(100 * MIB, left), None, POLICY)
+    assert plan.balloons == ()
+    assert [note for note in plan.notes if note.startswith("g: ") and why in note]
+
+
+def test_a_guest_under_pressure_gets_all_back_at_once_and_is_left_alone_a_growing_while() -> None:
+    pressed = guest("g", 290 * MIB, actual=300 * MIB)
+    plan = decide(snapshot(3 * RESERVE, pressed), None, POLICY)
+    assert [(change.guest, change.new) for change in plan.balloons] == [("g", 512 * MIB)]
+    assert plan.memory is not None
+    first = plan.memory.guests["g"]
+    assert first.calm == balloon.FIRST_CALM
+    short = snapshot(100 * MIB, guest("g", 64 * MIB), taken=110 * SECOND)
+    assert decide(short, plan.memory, POLICY).balloons == ()
+    later = replace(short, taken=first.calm_until + 1)
+    assert decide(later, plan.memory, POLICY).balloons != ()
+    again = decide(replace(snapshot(3 * RESERVE, pressed), taken=first.calm_until + 1), plan.memory, POLICY)
+    assert again.memory is not None
+    assert again.memory.guests["g"].calm == 2 * balloon.FIRST_CALM
+
+
+def test_what_a_pressed_guest_lacks_is_taken_from_the_idle() -> None:
+    pressed, idle = guest("pressed", 290 * MIB, actual=300 * MIB), guest("idle", 64 * MIB)
+    found = targets(snapshot(100 * MIB, pressed, idle))
+    assert found["pressed"] > 300 * MIB
+    assert found["idle"] < 512 * MIB
+
+
+def test_a_target_is_no_freed_memory() -> None:
+    # The balloon has not moved: the same is still missing, and no more is asked for than that.
+    now = snapshot(150 * MIB, guest("a", 64 * MIB), guest("b", 64 * MIB))
+    assert targets(now) == targets(now, decide(now, None, POLICY).memory)
+
+
+def test_swapping_begins_where_balloons_do_not_suffice() -> None:
+    full = guest("g", 490 * MIB)
+    assert decide(snapshot(150 * MIB, full), None, POLICY).pageouts == ()
+    plan = decide(snapshot(150 * MIB, full, swap=GIB), None, POLICY)
+    assert [one.guest for one in plan.pageouts] == ["g"]
+    idle = decide(snapshot(150 * MIB, guest("g", 64 * MIB), guest("h", 64 * MIB), swap=GIB), None, POLICY)
+    assert idle.pageouts == ()
+
+
+def test_no_guest_is_swapped_that_forbids_it_or_below_its_reservation() -> None:
+    plan = decide(snapshot(0, guest("g", 500 * MIB, swap=False), swap=GIB), None, POLICY)
+    assert plan.pageouts == ()
+    plan = decide(snapshot(0, guest("g", 500 * MIB, reservation=480 * MIB), swap=GIB), None, POLICY)
+    assert [one.amount for one in plan.pageouts] == [32 * MIB]
+
+
+def test_swapping_stops_where_what_was_swapped_is_read_back() -> None:
+    now = snapshot(0, guest("g", 500 * MIB), swap=GIB)
+    before = decide(now, None, POLICY).memory
+    later = replace(now, taken=now.taken + 5 * SECOND)
+    assert later.host is not None
+    assert decide(later, before, POLICY).pageouts
+    stalled = replace(later, host=replace(later.host, memory_stalled=5 * memory_tick.MOST_STALLED + 0.1))
+    assert decide(stalled, before, POLICY).pageouts == ()
+    faults = round(5 * memory_tick.MOST_HOST_FAULTS) + 5
+    thrashing = replace(later, guests=(guest("g", 500 * MIB, host_faults=faults),))
+    assert decide(thrashing, before, POLICY).pageouts == ()
+
+
+def test_ksm_runs_where_memory_is_short_or_promised_twice() -> None:
+    roomy = snapshot(4 * GIB, guest("g", 64 * MIB))
+    assert decide(roomy, None, POLICY).ksm is None
+    many = snapshot(4 * GIB, *(guest(f"g{n}", 64 * MIB) for n in range(8)))
+    aim = decide(many, None, POLICY).ksm
+    assert aim is not None
+    assert aim.run
+    short = decide(snapshot(100 * MIB, guest("g", 64 * MIB)), None, POLICY).ksm
+    assert short is not None
+    assert short.scan_seconds < aim.scan_seconds
+
+
+def test_ksm_rests_where_it_costs_more_than_it_saves() -> None:
+    now = snapshot(RESERVE, guest("g", 64 * MIB))
+    assert now.host is not None
+    wasteful = replace(now, host=replace(now.host, ksm=ksm(run=1, sharing=10, unshared=100_000, scans=3)))
+    plan = decide(wasteful, None, POLICY)
+    assert plan.ksm is not None
+    assert not plan.ksm.run
+    soon = decide(replace(now, taken=now.taken + 60 * SECOND), plan.memory, POLICY).ksm
+    assert soon is not None
+    assert not soon.run
+    later = decide(replace(now, taken=now.taken + 601 * SECOND), plan.memory, POLICY).ksm
+    assert later is not None
+    assert later.run
+
+
+def test_what_is_to_be_left_alone_is() -> None:
+    policy = MemoryPolicy(reserve=RESERVE, sharing="leave", balloon="leave", swap="leave")
+    plan = decide(snapshot(0, guest("g", 64 * MIB), swap=GIB), None, policy)
+    assert (plan.balloons, plan.ksm, plan.pageouts) == ((), None, ())
+
+
+@given(
+    st.integers(0, GIB),
+    st.lists(st.tuples(st.integers(0, 512), st.integers(64, 512), st.integers(0, 512)), min_size=1, max_size=5),
+    st.sampled_from([0, GIB]),
+)
+def test_whatever_is_seen_no_target_is_below_need_or_reservation_or_above_the_size(
+    available: int, figures: list[tuple[int, int, int]], swap: int
+) -> None:
+    guests = [
+        guest(f"g{number}", min(used, actual) * MIB, actual=actual * MIB, reservation=reservation * MIB)
+        for number, (used, actual, reservation) in enumerate(figures)
+    ]
+    plan = decide(snapshot(available, *guests, swap=swap), None, POLICY)
+    by_name = {one.name: one for one in guests}
+    for change in plan.balloons:
+        one, new = by_name[change.guest], int(str(change.new))
+        assert one.promise is not None
+        assert one.balloon.current is not None
+        assert one.balloon.usable is not None
+        assert new <= 512 * MIB
+        if new < one.balloon.current:
+            assert new >= max(one.promise.memory_reservation, one.balloon.current - one.balloon.usable)
+    for out in plan.pageouts:
+        one = by_name[out.guest]
+        assert one.promise is not None
+        assert one.process is not None
+        assert one.process.rss is not None
+        assert one.process.rss - out.amount >= one.promise.memory_reservation
+    assert sum(out.amount for out in plan.pageouts) <= max(memory_tick.SWAP_STEP.values())
+
+
+def test_a_host_that_is_not_this_machine_has_no_plan() -> None:
+    now = replace(snapshot(0, guest("g", 64 * MIB)), host=None)
+    plan = decide(now, None, POLICY)
+    assert (plan.balloons, plan.ksm, plan.pageouts, plan.memory) == ((), None, (), None)
+
+
+def test_memory_of_another_boot_is_not_believed() -> None:
+    now = snapshot(150 * MIB, guest("g", 64 * MIB))
+    old = ReclaimMemory(taken=0, boot="another", state="low", guests={})
+    plan = decide(now, old, POLICY)
+    assert plan.state == "soft"
+
+
+def test_the_steps_of_swapping_grow_with_the_need() -> None:
+    steps = [memory_tick.SWAP_STEP[name] for name in memory_tick.SHORT]
+    assert all(less < more for less, more in itertools.pairwise(steps))
