@@ -135,9 +135,8 @@ def _policy(found: Document) -> Iterator[str]:
     yield _line("policy", found["file"] or "defaults", part, unusual)
     memory, common = found["memory"], MemoryPolicy()
     room = f"{human_size(memory['for_guests'])} for guests, which may grow to {memory['overcommit']:.0%} of that"
-    keys = ("sharing", "balloon", "swap")
-    unusual = ", ".join(f"{key} {memory[key]}" for key in keys if memory[key] != getattr(common, key))
-    yield _line("  memory", room, unusual)
+    left = ", ".join(key for key in ("sharing", "balloon", "swap") if memory[key] != getattr(common, key))
+    yield _line("  memory", room, left and f"{left} left alone")
 
 
 def _guests(found: Document) -> Iterator[str]:

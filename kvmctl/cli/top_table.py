@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -124,9 +125,10 @@ def _header(frame: TopFrame, width: int, glyphs: Glyphs) -> Iterator[RenderableT
         host.add_row(Text(name, "bold"), drawn, Text(text))
     yield host
     some = (("cpu", frame.host.cpu_pressure), ("memory", frame.host.memory_pressure), ("io", frame.host.io_pressure))
-    pressures = [Text("PSI  ", "bold")]
-    pressures += [Text(f"{name} {_percent(value)}  ", _alarm(value)) for name, value in some]
-    yield _line(Text.assemble(*pressures, f"(of 10 s)   guests' steal {_percent(frame.host.steal)}"), glyphs)
+    pressures = [Text("PSI ", "bold"), Text("(10 s)")]
+    pressures += [Text(f" {name} {_percent(value)}", _alarm(value)) for name, value in some]
+    stolen = f", of host {_percent(frame.host.stolen)}" if frame.host.stolen else ""
+    yield _line(Text.assemble(*pressures, f"  steal of guests {_percent(frame.host.steal)}{stolen}"), glyphs)
 
 
 def _host_bar(width: int) -> int:
@@ -137,13 +139,12 @@ def _host_lines(host: TopHost) -> Iterator[tuple[str, list[Part], float | None, 
     """Name, bar, what the whole bar is, and text."""
     busy = None if host.busy is None else host.busy / 100 * host.cores
     others = None if busy is None else max(0.0, busy - (host.used or 0.0))
-    stolen = f", stolen {_percent(host.stolen)}" if host.stolen else ""
     yield (
         "CPU",
         [(host.used, "full", "green"), (others, "light", "blue")],
         host.cores,
         f"{_percent(host.busy)} busy, guests {_cores(host.used)} of {_cores(host.capacity)}, "
-        f"{_cores(host.reserved)} reserved{stolen}",
+        f"{_cores(host.reserved)} reserved",
     )
     total, available = host.memory_total, host.memory_available
     used = None if total is None or available is None else total - available
@@ -172,7 +173,7 @@ def _flow(rate: float | None) -> str:
 
 def _guests(shown: Sequence[TopGuest], view: View, width: int, glyphs: Glyphs) -> Table:
     columns = [column for column in _COLUMNS if width >= column.least]
-    widths = _widths(columns, width, max((len(one_line(guest.name)) for guest in shown), default=0))
+    widths = _widths(columns, width, max((cell_len(one_line(guest.name)) for guest in shown), default=0))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(
@@ -208,7 +209,7 @@ def _cells(guest: TopGuest, widths: dict[str, int], glyphs: Glyphs) -> dict[str,
     psi = f"{_whole(guest.cpu_pressure)}/{_whole(guest.memory_pressure)}"
     worst = max(guest.cpu_pressure or 0.0, guest.memory_pressure or 0.0)
     return {
-        "name": Text(one_line(guest.name)),
+        "name": Text(shortened(one_line(guest.name), widths["name"], glyphs)),
         "cpu_bar": _cpu_bar(guest, widths.get("cpu_bar", 0), glyphs),
         "used": Text(_cores(guest.used)),
         "entitlement": Text(_cores(guest.entitlement)),
@@ -298,10 +299,19 @@ def _footer(view: View, count: int) -> Text:
     return Text(f"{keys}   {place}{chosen}", "dim")
 
 
+def shortened(name: str, width: int, glyphs: Glyphs) -> str:
+    """A name that fits: what is left out is its middle, since names of guests begin alike."""
+    if cell_len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    tail = next(part for part in (name[-count:] for count in range(width, 0, -1)) if cell_len(part) < width - head)
+    return set_cell_size(name, head).rstrip() + ("~" if glyphs.cut == "crop" else "…") + tail
+
+
 def size(amount: int | None) -> str:
     """Bytes in at most four columns: `512M`, `1.5G`."""
-    if amount is None:
-        return "-"
+    if not amount:
+        return "-" if amount is None else "0"
     value = float(amount)
     for unit in ("B", "K", "M", "G", "T"):
         if value < 9.95 and unit != "B":

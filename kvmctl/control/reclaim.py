@@ -14,6 +14,7 @@ from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.model.host_sample import Snapshot
 from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimPlan
+from kvmctl.model.sample import GuestSample
 from kvmctl.model.trend import TrendPoint
 from kvmctl.model.units import human_size
 from kvmctl.policy.ksm import PAGE, saved

@@ -22,7 +22,7 @@ from kvmctl.host.pci_kernel import Kernel
 from kvmctl.hypervisor import domains, live, scheduler
 from kvmctl.hypervisor.connection import open_hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
-from kvmctl.model.errors import KvmctlError, NotFoundError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.xml import tree
 from kvmctl.xml.reclaimable import stats_period
 
@@ -113,8 +113,8 @@ def _settle(item: _Item, force: bool, dry_run: bool) -> Restored | None:
     try:
         present = item.read()
         return _put_back(item, present, force, dry_run)
-    except NotFoundError:
-        return None
+    except (NotFoundError, ConflictError):
+        return None  # it ended meanwhile, and what was changed of it with it
     except KvmctlError as error:
         return item.became("not applied", present, present, error.message)
 

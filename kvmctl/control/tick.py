@@ -25,7 +25,7 @@ from kvmctl.model.hostpolicy import HostPolicy
 from kvmctl.model.plan import Memory, Plan
 from kvmctl.model.reclaim import ReclaimPlan
 from kvmctl.policy import memory_tick
-from kvmctl.policy.tick import decide
+from kvmctl.policy.tick import decide, window
 
 LOCK_WAIT = 3.0
 """Seconds that a tick waits for a person's command to finish before it leaves its turn out."""
@@ -173,8 +173,8 @@ class Controller:
 
     def _trim(self, last: Observed) -> None:
         now = again(last, self._weights)
-        if now is None:
-            return
+        if now is None or not window(now, self.memory):
+            return  # a guest is gone, or it is too soon to say anything
         plan = decide(now, self.memory, self.policy)
         ours = {g.name for g in now.guests if g.process and g.process.weight == self._weights.get(g.name)}
         for change in plan.changes:

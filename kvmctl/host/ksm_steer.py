@@ -28,8 +28,9 @@ _ORDER = (
 
 
 def steer(aim: KsmAim, mergeable: int, journal: Journal, force: bool = False, root: Path = ROOT) -> list[Setting]:
-    """Set what differs from `aim` (KSM is switched off only where kvmctl had switched it on), for `mergeable` bytes of guests' memory; what became of each file that was to be
-    written. A file that somebody else has changed since is left alone unless `force`.
+    """Set what differs from `aim`, for `mergeable` bytes of guests' memory; what became of each file that was to be
+    written. KSM is switched off only where kvmctl had switched it on, and a file that somebody else has changed since
+    is left alone unless `force`.
 
     Raises KvmctlError where the journal cannot be written.
     """

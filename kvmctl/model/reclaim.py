@@ -68,7 +68,8 @@ class PageOut:
 
 @dataclass(frozen=True, slots=True)
 class ReclaimPlan:
-    """Balloons to move, KSM's aim (None leaves it as it is), scores for the worst case, what to swap; what there is to say; what to remember."""
+    """Balloons to move, KSM's aim (None leaves it as it is), scores for the worst case, what to swap; what there is to
+    say; what to remember."""
 
     state: str | None
     balloons: tuple[Change, ...]

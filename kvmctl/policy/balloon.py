@@ -2,7 +2,7 @@
 
 Memory is taken from whoever has the lowest claim on what it holds: shares per page, where a page that is not used
 counts `IDLE_COST` times (the idle memory tax of Waldspurger, Memory Resource Management in VMware ESX Server, OSDI
-2002: ρ = S / (P·(f + k·(1 - f))), k = 1/(1 - τ)). It is taken slowly and given back at once.
+2002: price = S / (P·(f + k·(1 - f))), k = 1/(1 - tax)). It is taken slowly and given back at once.
 """
 
 from __future__ import annotations

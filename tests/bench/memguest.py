@@ -27,6 +27,7 @@ _LINE = re.compile(r"mem t=([\d.]+) ops=(\d+) worst=([\d.]+) hot=(\d+) ready=([0
 _COMPRESSIBLE = 2048
 """Bytes of each page of the disk that are random, as in the guest's memory; the others are the same."""
 _MIB = 1 << 20
+_NET = " autodeflate='on' freePageReporting='on'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,9 @@ class Workshop:
         self.report_file(guest).write_bytes(b"")
         return Reports(self.report_file(guest))
 
-    def xml(self, guest: Guest, low: int | None = None) -> str:
-        """Its definition; `low` is the MiB that its balloon leaves it at its start."""
+    def xml(self, guest: Guest, low: int | None = None, net: bool = False) -> str:
+        """Its definition; `low` is the MiB that its balloon leaves it at its start, `net` whether it reports free
+        pages and gets memory back before it kills a process."""
         kind = "kvm" if self.accelerator == "kvm" else "qemu"
         tcg = "" if kind == "kvm" else "<tcg><tb-cache unit='MiB'>32</tb-cache></tcg>"
         return (
@@ -174,7 +176,7 @@ class Workshop:
             f"<source file='{self.folder}/{guest.name}.img'/><target dev='vda' bus='virtio'/><readonly/></disk>"
             "<serial type='pty'><target port='0'/></serial>"
             f"<serial type='file'><source path='{self.report_file(guest)}' append='on'/><target port='1'/></serial>"
-            "<memballoon model='virtio' autodeflate='on' freePageReporting='on'><stats period='2'/></memballoon>"
+            f"<memballoon model='virtio'{_NET if net else ''}><stats period='2'/></memballoon>"
             "</devices></domain>"
         )
 

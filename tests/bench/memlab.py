@@ -101,6 +101,8 @@ class Lab:
                 return False
             if said := self.policy.complaint():
                 raise SystemExit(f"bench: {said}")
+            if said := self.policy.disturbed():
+                raise SystemExit(f"bench: {said}: these figures would not be of {self.policy.name}")
             time.sleep(0.5)
 
     def all_ready(self) -> bool:

@@ -4,12 +4,13 @@
                                  [--policies none,ksm-default,ksmtuned,mom,proxmox,kvmctl]
                                  [--mix standard,homogeneous,diverse] [--swap none,zram] [--limit 3GiB] [--most 24]
                                  [--settle 60] [--minutes 10] [--every 5] [--host-file FILE] [--low MiB] [--mom PATH]
-                                 [--json FILE] [-v]
+                                 [--reporting] [--json FILE] [-v]
 
 Needs root, gcc, libc6-dev and the Debian package lxcfs (its service need not run), and a machine on which nobody else
 uses KSM or swap. Each run makes a host in a namespace with so much memory, and guests of 512 MiB in it whose memory
 holds a hot part (touched at random, 20000 times a second), cold, identical and zero parts, and page cache. Half of each
 page is random. All policies have the same guests, the same swap and the same host; zram's own memory is charged to it.
+Only guests of Proxmox and kvmctl report free pages, as these make them; with --reporting everybody's do.
 
     density   guests are added one by one, each given --settle seconds, until one of all is below 95 % of its solo rate,
               or is killed, or the policy refuses the next. MiB/guest: what the host has used of its memory for each
@@ -200,7 +201,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         policy = options.host_file.read_text() if options.host_file else HOST_FILE
-        self.settings = Settings(options.every, policy, options.mom, options.low, options.verbose)
+        self.settings = Settings(options.every, policy, options.mom, options.low, options.reporting, options.verbose)
         self.document: dict[str, Any] = {"host": about(options), "density": [], "release": [], "soak": []}
 
     def densities(self) -> None:
@@ -252,7 +253,7 @@ class Run:
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures are of."""
-    names = ("limit", "settle", "minutes", "every", "low", "most")
+    names = ("limit", "settle", "minutes", "every", "low", "most", "reporting")
     return {"kernel": platform.release(), "guest_mib": SIZE, "rate": RATE} | {
         name: getattr(options, name) for name in names
     }
@@ -277,6 +278,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=5, help="seconds between two ticks of kvmctl")
     parser.add_argument("--host-file", type=Path, metavar="FILE", help="kvmctl's host policy")
     parser.add_argument("--low", type=int, default=LOW, help="MiB that kvmctl's guests start with; 0: all")
+    parser.add_argument("--reporting", action="store_true", help="everybody's guests report free pages")
     parser.add_argument("--mom", type=Path, metavar="PATH", help="a checkout of MoM, to run itself and not its law")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell each step as it comes")

@@ -20,6 +20,8 @@ HOST_FILE = "memory: {overcommit: 10000%}\n"
 """kvmctl's host policy: all its defaults, but no ceiling to overcommit. How far it goes is what is measured."""
 LOW = 256
 """MiB that a guest is started with where the policy gives it more as it needs it."""
+REPORTING = ("proxmox", "kvmctl")
+"""Whose guests report free pages, as their own tools make them: guests of virt-install and of oVirt do not."""
 _URI = "qemu:///system"
 
 
@@ -33,6 +35,8 @@ class Settings:
     mom: Path | None = None
     """Where MoM itself is; else its law is run."""
     low: int = LOW
+    reporting: bool = False
+    """Whether everybody's guests report free pages."""
     verbose: bool = False
 
 
@@ -47,6 +51,10 @@ class Policy:
         self.log = f"{name}.log"
         self.low = settings.low if name == "kvmctl" and 0 < settings.low < SIZE else None
         self._state = host.folder / "state"
+
+    @property
+    def _net(self) -> bool:
+        return self.settings.reporting or self.name in REPORTING
 
     @property
     def _env(self) -> Mapping[str, str]:
@@ -75,7 +83,7 @@ class Policy:
     def start(self, guest: Guest, workshop: Workshop) -> str:
         """Define and start a guest; why the policy refuses it, else nothing."""
         with self.host.open() as hypervisor:
-            made = hypervisor.connection.defineXML(workshop.xml(guest, self.low))
+            made = hypervisor.connection.defineXML(workshop.xml(guest, self.low, self._net))
             if self.name != "kvmctl":
                 made.create()
                 return ""
@@ -92,6 +100,12 @@ class Policy:
             return ""
         said = (self.host.folder / self.log).read_text(errors="replace")[-600:]
         return f"{self.name} ended with {self.process.returncode}: {said}"
+
+    def disturbed(self) -> str:
+        """What somebody else has done to KSM, where this policy leaves it alone."""
+        run = {"none": 0, "ksm-default": 1}.get(self.name)
+        found = machine.ksm_counters().run
+        return "" if run in (None, found) else f"somebody else has set KSM to run={found}"
 
     def cpu(self) -> float | None:
         """Seconds of CPU that its process took so far."""

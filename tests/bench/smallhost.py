@@ -108,6 +108,7 @@ class SmallHost:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         until(self._answers, bool, 90, f"the daemon in {self.folder}")
 
@@ -115,7 +116,10 @@ class SmallHost:
         mount = self.folder / "lxcfs"
         command = ["lxcfs", "-f", "-p", str(self.folder / "lxcfs.pid"), str(mount)]
         with (self.folder / "lxcfs.log").open("ab") as log:
-            self._lxcfs = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # What interrupts or times out this program has to leave these running: the guests are ended through them.
+            self._lxcfs = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         (self.folder / "lxcfs.started").write_text(f"{self._lxcfs.pid} {started(self._lxcfs.pid)}")
         until((mount / "proc/meminfo").exists, bool, 20, f"lxcfs on {mount}")
 
@@ -162,7 +166,12 @@ class SmallHost:
         """Start a command in this host; what it says goes to a file in the folder. The process is the command's own."""
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
-                self.inside(command), env=_environment(env), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                self.inside(command),
+                env=_environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
 
     def memory(self) -> MemoryState:

@@ -23,7 +23,7 @@ SPIN = b"\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa"
 def busy(hypervisor: Hypervisor, make_name: Callable[..., str], pool: tuple[str, Path]) -> Callable[[float], Guest]:
     """Guests with a vCPU that never sleeps, and a limit in cores."""
     disk = pool[1] / "spin.raw"
-    disk.write_bytes(SPIN)
+    disk.write_bytes(SPIN.ljust(1 << 20, b"\0"))
     disk.chmod(0o644)
 
     def make(limit: float) -> Guest:
@@ -36,8 +36,9 @@ def busy(hypervisor: Hypervisor, make_name: Callable[..., str], pool: tuple[str,
                 <global_period>100000</global_period><global_quota>{round(limit * 100_000)}</global_quota>
               </cputune>
               <devices>
-                <disk type='file'><driver name='qemu' type='raw'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
-                  <readonly/></disk>
+                <disk type='file'>
+                  <driver name='qemu' type='raw'/><source file='{disk}'/><target dev='vda' bus='virtio'/><readonly/>
+                </disk>
               </devices>
             </domain>"""
         domains.start(domains.define(hypervisor, name, text))
@@ -55,6 +56,7 @@ def test_use_and_entitlement_are_measured(kvmctl: Kvmctl, busy: Callable[[float]
     guest = busy(0.3)
 
     def look() -> dict[str, Any]:
+        found: dict[str, Any]
         (found,) = frame(kvmctl, "--filter", guest.name)["guests"]
         return found
 
@@ -84,7 +86,7 @@ def test_the_screen_follows_a_guest_that_begins_and_ends(screen: Screen, busy: C
     screen.start("top", "--every", "500ms", "--filter", "kvmctl-test-top")
     screen.expect("no running guest")
     guest = busy(0.1)
-    shown = guest.name[:13]
+    shown = guest.name[-6:]
     until(latest, lambda text: shown in text, 30, "the screen")
     guest.remove()
     until(latest, lambda text: "no running guest" in text, 30, "the screen")

@@ -125,4 +125,4 @@ def test_what_the_file_says_of_memory_is_shown(host: Host, path: Path) -> None:
     path.write_text("memory: {limit: 16MiB, overcommit: 300%, balloon: leave}\n")
     lines = host("show", code=6).out.splitlines()
     found = next(text for text in lines if "for guests, which may grow to" in text)
-    assert "16MiB for guests, which may grow to 300% of that; balloon leave" in found
+    assert "16MiB for guests, which may grow to 300% of that; balloon left alone" in found

@@ -52,7 +52,7 @@ def test_one_frame_is_plain_text_of_80_columns(kvmctl: Kvmctl, foreign: Foreign)
     assert lines[0].startswith(uri[:40])
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in ran.out
-    assert [line.split()[0] for line in lines[6:9]] == ["dbdbdbdbdbdbd…", "web1", "web2"]
+    assert [line.split()[0] for line in lines[6:9]] == ["dbdbdb…bdbdbdb", "web1", "web2"]
 
 
 def test_one_frame_as_a_document(kvmctl: Kvmctl, foreign: Foreign) -> None:

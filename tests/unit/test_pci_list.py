@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvmctl.control import pci
+from kvmctl.host import pci_net
 from kvmctl.host.pci_ids import PciIds
 from kvmctl.model.errors import ConflictError, NotFoundError, RefusedError
 from kvmctl.model.pci import GuestUse, Use
@@ -258,3 +260,39 @@ def test_guests_are_shown_and_only_one_that_runs_keeps_a_device(tmp_path: Path) 
     assert (found["passthrough"], found["reason"]) == ("no", "guest web2 runs with it")
     assert found["guests"][0] == {"name": "web1", "running": False, "managed": True}
     assert passes(host, {"0000:01:00.1": [on]})["0000:01:00.0"] == "no"
+
+
+# On the machine that runs the tests
+
+
+def free_disk() -> int | None:
+    """A disk that nobody uses, claimed by us until this file is closed."""
+    for path in sorted(Path("/dev").glob("loop[0-9]*")):
+        try:
+            return os.open(path, os.O_RDONLY | os.O_EXCL)
+        except OSError:
+            continue
+    return None
+
+
+def test_a_disk_that_is_claimed_is_found_by_asking(tmp_path: Path) -> None:
+    host = desktop(tmp_path)
+    host.disk("sdb", "8:16", host.folder("0000:03:00.0") / "block")
+    claimed = Use("claimed", through="sdb")
+    file = free_disk()
+    if file is None:
+        pytest.skip("there is no loop device that may be opened")
+    try:
+        (host.root / "dev/sdb").unlink()
+        (host.root / "dev/sdb").symlink_to(Path(f"/proc/self/fd/{file}").readlink())
+        assert claimed in pci.observe({}, host.root, {}, probe=True).device("0000:03:00.0").uses
+        assert claimed not in pci.observe({}, host.root, {}).device("0000:03:00.0").uses
+    finally:
+        os.close(file)
+    assert claimed not in pci.observe({}, host.root, {}, probe=True).device("0000:03:00.0").uses
+
+
+def test_this_machines_addresses_are_those_of_more_than_a_link() -> None:
+    found = pci_net.addresses()
+    assert "127.0.0.1" in found["lo"]
+    assert not any(address.startswith("fe80") or "%" in address for each in found.values() for address in each)

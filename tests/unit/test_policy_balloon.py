@@ -77,7 +77,7 @@ def test_who_has_more_shares_keeps_more() -> None:
 
 
 def test_an_idle_page_costs_four_times_a_used_one() -> None:
-    # ρ = S / (P·(f + k·(1 - f))): with nothing used, P counts k times.
+    # price = S / (P·(f + k·(1 - f))): with nothing used, P counts k times.
     assert balloon.price(claim("used", 100, 100)) == 4 * balloon.price(claim("idle", 100, 0))
 
 

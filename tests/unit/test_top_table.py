@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from kvmctl.cli.top_screen import glyphs, plain
-from kvmctl.cli.top_table import ASCII, BLOCKS, bar, screen, size
+from kvmctl.cli.top_table import ASCII, BLOCKS, bar, screen, shortened, size
 from kvmctl.cli.top_view import View
 from kvmctl.model.top import TopFrame, TopGuest, TopHost
 
@@ -48,8 +48,8 @@ def test_a_frame_at_80_columns_has_everything() -> None:
     assert lines[0].startswith("qemu:///system: 2 guests ")
     assert lines[1] == f"CPU  {'█' * 3}{'▒' * 7}{'·' * 10} 50.0% busy, guests 0.50 of 3.50, 0.50 reserved"
     assert "4G of 8G (soft), guests 12G (1.50), KSM saves 700M" in lines[2]
-    assert "1G of 2G, in 4K/s, out 0B/s" in lines[3]
-    assert lines[4] == "PSI  cpu 12.3%  memory 0.0%  io 0.4%  (of 10 s)   guests' steal 20.0%"
+    assert "1G of 2G, in 4K/s, out 0/s" in lines[3]
+    assert lines[4] == "PSI (10 s) cpu 12.3% memory 0.0% io 0.4%  steal of guests 20.0%"
     assert lines[5].split() == [
         "NAME", "CPU", "USED", "ENTL", "ST%", "MEMORY", "RES", "SHR", "SWP", "BALN", "MAX", "PSI", "c/m",
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_any_guests_give_one_line_each(guests: list[TopGuest], width: int) -> No
 def test_a_wide_terminal_shows_whole_names_longer_bars_and_more_figures() -> None:
     frame = replace(FRAME, guests=(replace(WEB, name="a-name-of-30-letters-and-digits"),))
     narrow, wide = text(frame), text(frame, width=160)
-    assert row(narrow, "a-name").split()[0] == "a-name-of-30-…"
+    assert row(narrow, "a-name").split()[0] == "a-name…-digits"
     assert row(wide, "a-name").split()[0] == "a-name-of-30-letters-and-digits"
     assert row(wide, "a-name").count("▓") > row(narrow, "a-name").count("▓")
     assert row(wide, "NAME").split()[-3:] == ["SHARES", "WEIGHT", "BOUND"]
@@ -186,6 +186,27 @@ def test_a_bar_has_its_width_whatever_it_shows(parts: list[tuple[float | None, s
     assert bar(parts, 0, 10, ".").plain == ".........."
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "shown"),
+    [
+        ("kvmctl-test-top-web1", 14, "kvmctl…op-web1"),
+        ("kvmctl-test-top-web1", 4, "k…b1"),
+        ("web1", 4, "web1"),
+        ("日本日本日本日本", 8, "日 …日本"),
+        ("日本日本", 4, "…本"),
+    ],
+)
+def test_a_name_that_is_cut_keeps_its_end(name: str, width: int, shown: str) -> None:
+    assert shortened(name, width, BLOCKS) == shown.replace(" ", "")
+    assert cell_len(shortened(name, width, BLOCKS)) <= width
+    assert shortened("x" * 99, width, ASCII).isascii()
+
+
+@given(st.text(min_size=1), st.integers(4, 40))
+def test_any_name_fits(name: str, width: int) -> None:
+    assert cell_len(shortened(name, width, BLOCKS)) <= width
+
+
 @given(st.integers(0, 900 << 40))
 def test_a_size_takes_four_columns(amount: int) -> None:
     assert len(size(amount)) <= 4
@@ -193,8 +214,8 @@ def test_a_size_takes_four_columns(amount: int) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "shown"),
-    [(None, "-"), (0, "0B"), (999, "999B"), (1000, "1K"), (1 << 20, "1M"), (1536 << 20, "1.5G"), (512 << 20, "512M"),
-     (1023 << 20, "1G"), (10 << 30, "10G")],
+    [(None, "-"), (0, "0"), (7, "7B"), (999, "999B"), (1000, "1K"), (1 << 20, "1M"), (1536 << 20, "1.5G"),
+     (512 << 20, "512M"), (1023 << 20, "1G"), (10 << 30, "10G")],
 )  # fmt: skip
 def test_sizes(amount: int | None, shown: str) -> None:
     assert size(amount) == shown
