@@ -17,7 +17,7 @@ from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimPlan
 from kvmctl.model.sample import GuestSample
 from kvmctl.model.trend import TrendPoint
 from kvmctl.model.units import human_size
-from kvmctl.policy.ksm import PAGE, saved
+from kvmctl.policy.ksm import PAGE, saved, scan_rate
 
 WATCH_SECONDS = 2
 """Between two reports of the balloon driver of a guest that has less memory than it is to have."""
@@ -44,10 +44,15 @@ def _swap_change(one: PageOut) -> Change:
 def _ksm_changes(aim: KsmAim | None, now: Snapshot) -> Iterator[Change]:
     if aim is None:
         return
-    for name, wanted in ksm_steer.wanted_values(aim, mergeable(now)).items():
+    for name, wanted in ksm_steer.wanted_values(aim, _rate(aim, now)).items():
         present = ksm.value(name)
         if present not in ("", wanted):
             yield Change(HOST, f"ksm.{name}", present, wanted, reason=aim.reason)
+
+
+def _rate(aim: KsmAim, now: Snapshot) -> int:
+    present = now.host.ksm.pages_to_scan if now.host and now.host.ksm else 0
+    return scan_rate(present, mergeable(now), aim.scan_seconds, ksm.SLEEP_MILLISECS, aim.cores)
 
 
 def mergeable(now: Snapshot) -> int:
@@ -97,7 +102,7 @@ def _score(pid: int, change: Change) -> Outcome:
 def _steer(aim: KsmAim | None, now: Snapshot, journal: Journal) -> Iterator[Outcome]:
     if aim is None:
         return
-    for one in ksm_steer.steer(aim, mergeable(now), journal):
+    for one in ksm_steer.steer(aim, _rate(aim, now), journal):
         change = Change(HOST, f"ksm.{one.file}", one.old, one.wanted, reason=aim.reason)
         if one.respected:
             change = Change(HOST, change.field, one.old, one.wanted, how="refused", reason=one.reason)

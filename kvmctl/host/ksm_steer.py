@@ -8,11 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvmctl.host import ksm
-from kvmctl.host.files import read_int
 from kvmctl.host.journal import Journal
 from kvmctl.host.ksm import ROOT, Setting
 from kvmctl.model.reclaim import KsmAim
-from kvmctl.policy.ksm import scan_rate
 
 _ORDER = (
     "advisor_mode",
@@ -27,10 +25,10 @@ _ORDER = (
 """The advisor decides who sets pages_to_scan; `run` comes last."""
 
 
-def steer(aim: KsmAim, mergeable: int, journal: Journal, force: bool = False, root: Path = ROOT) -> list[Setting]:
-    """Set what differs from `aim`, for `mergeable` bytes of guests' memory; what became of each file that was to be
-    written. KSM is switched off only where kvmctl had switched it on, and a file that somebody else has changed since
-    is left alone unless `force`.
+def steer(aim: KsmAim, pages_to_scan: int, journal: Journal, force: bool = False, root: Path = ROOT) -> list[Setting]:
+    """Set what differs from `aim`, and what became of each file that was to be written. `pages_to_scan` each round is
+    for a kernel that has no advisor. KSM is switched off only where kvmctl had switched it on, and a file that
+    somebody else has changed since is left alone unless `force`.
 
     Raises KvmctlError where the journal cannot be written.
     """
@@ -38,7 +36,7 @@ def steer(aim: KsmAim, mergeable: int, journal: Journal, force: bool = False, ro
     if not aim.run and "run" not in entries:
         return []  # somebody else has switched it on
     done = []
-    for name, wanted in wanted_values(aim, mergeable, root).items():
+    for name, wanted in wanted_values(aim, pages_to_scan, root).items():
         present = ksm.value(name, root)
         if present in ("", wanted):
             continue
@@ -53,7 +51,7 @@ def steer(aim: KsmAim, mergeable: int, journal: Journal, force: bool = False, ro
     return done
 
 
-def wanted_values(aim: KsmAim, mergeable: int, root: Path = ROOT) -> dict[str, str]:
+def wanted_values(aim: KsmAim, pages_to_scan: int, root: Path = ROOT) -> dict[str, str]:
     """What each file is to hold, in the order in which they are to be written."""
     if not aim.run:
         return {"run": "0"}
@@ -66,7 +64,5 @@ def wanted_values(aim: KsmAim, mergeable: int, root: Path = ROOT) -> dict[str, s
         wanted["advisor_max_cpu"] = str(max(1, min(100, round(100 * aim.cores))))
         wanted["advisor_target_scan_time"] = str(aim.scan_seconds)
     else:
-        present = read_int(root / "pages_to_scan") or 0
-        rate = scan_rate(present, mergeable, aim.scan_seconds, ksm.SLEEP_MILLISECS, aim.cores)
-        wanted["pages_to_scan"] = str(rate)
+        wanted["pages_to_scan"] = str(pages_to_scan)
     return {name: wanted[name] for name in _ORDER if name in wanted}
