@@ -134,8 +134,10 @@ def governed(name: str, host: SmallHost, settings: Settings) -> Iterator[Policy]
         policy.begin()
         yield policy
     finally:
-        remove_guests(host)
-        policy.end()
+        try:
+            remove_guests(host)
+        finally:
+            policy.end()
 
 
 def remove_guests(host: SmallHost) -> None:
