@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,14 @@ def lab(
 ) -> Iterator[Lab]:
     policy = tmp_path / "host.yaml"
     policy.write_text("memory: {overcommit: 10000%, sharing: leave, swap: leave}\n")
+    # Files of its own: this daemon runs QEMU as another user than the machine's, which knows whose its files are.
+    kernel, initrd = (
+        shutil.copy(path, host.folder / name) for path, name in ((micro.kernel, "k"), (micro.initrd, "i"))
+    )
     text = (
         "guests:\n  - name: squeezed\n    accelerator: tcg\n    cpu: {count: 1}\n"
         "    memory: {size: 384MiB, reservation: 160MiB}\n"
-        f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
+        f"    boot: {{kernel: {kernel}, initrd: {initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
     )
     kvmctl("-c", host.uri, "apply", "-f", "-", stdin=text, env={"KVMCTL_HOST_FILE": str(policy)})
     with host.open() as hypervisor:

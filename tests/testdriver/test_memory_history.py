@@ -58,10 +58,10 @@ def test_a_picture_is_plain_text_off_a_terminal(
 def test_a_document_holds_the_points_of_that_time(
     recorded: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorded(TEST, 90, 30, 0)
+    recorded(TEST, 90, 30, 1)
     show_history(app(TEST, "json"), 3600)
     document = json.loads(capsys.readouterr().out)
-    assert [round((time.time() - point["time"]) / 60) for point in document] == [30, 0]
+    assert [round((time.time() - point["time"]) / 60) for point in document] == [30, 1]
     assert list(document[0]) == [
         "time", "uri", "total", "available", "state", "size", "balloon", "resident", "shared", "swapped", "ksm_saved",
     ]  # fmt: skip
