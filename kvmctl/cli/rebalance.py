@@ -104,7 +104,6 @@ def _controller(app: App, trimming: bool = False) -> Controller:
 
 
 def _replay(app: App, source: str) -> int:
-    from kvmctl.control.reclaim import guest_changes
     from kvmctl.control.snapshot import read
     from kvmctl.policy import memory_tick
     from kvmctl.policy.tick import decide
@@ -113,7 +112,7 @@ def _replay(app: App, source: str) -> int:
     plan = decide(saved.snapshot, saved.memory, saved.policy)
     before = saved.memory.reclaim if saved.memory else None
     memory = memory_tick.decide(saved.snapshot, before, saved.policy.memory)
-    return _show_plan(app, plan, plan.changes + guest_changes(memory), plan.notes + memory.notes)
+    return _show_plan(app, plan, plan.changes + memory_tick.guest_changes(memory), plan.notes + memory.notes)
 
 
 def _show_plan(app: App, plan: Plan, changes: Sequence[Change], notes: Sequence[str]) -> int:

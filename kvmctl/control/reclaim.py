@@ -18,6 +18,7 @@ from kvmctl.model.sample import GuestSample
 from kvmctl.model.trend import TrendPoint
 from kvmctl.model.units import human_size
 from kvmctl.policy.ksm import PAGE, saved, scan_rate
+from kvmctl.policy.memory_tick import guest_changes, swap_change
 
 WATCH_SECONDS = 2
 """Between two reports of the balloon driver of a guest that has less memory than it is to have."""
@@ -30,15 +31,6 @@ HOST = "host"
 def changes(plan: ReclaimPlan, now: Snapshot) -> tuple[Change, ...]:
     """Everything that `make` would change, in its order."""
     return (*_ksm_changes(plan.ksm, now), *guest_changes(plan))
-
-
-def guest_changes(plan: ReclaimPlan) -> tuple[Change, ...]:
-    """What would be changed of guests: that is known without their host."""
-    return (*plan.balloons, *plan.scores, *(_swap_change(one) for one in plan.pageouts))
-
-
-def _swap_change(one: PageOut) -> Change:
-    return Change(one.guest, "memory.swapped", one.swapped, one.swapped + one.amount, reason=one.reason)
 
 
 def _ksm_changes(aim: KsmAim | None, now: Snapshot) -> Iterator[Change]:
@@ -124,7 +116,7 @@ def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:
 
 
 def _swap(one: PageOut, pager: Pager) -> Outcome:
-    change = _swap_change(one)
+    change = swap_change(one)
     try:
         moved = pager.page_out(one.pid, one.size, one.amount, one.haste, one.merged)
     except NotFoundError:

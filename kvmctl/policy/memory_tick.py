@@ -278,3 +278,13 @@ def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) ->
             "kvmctl swap enable, or stop or move a guest"
         )
     return notes
+
+
+def guest_changes(plan: ReclaimPlan) -> tuple[Change, ...]:
+    """What would be changed of guests: that is known without their host."""
+    return (*plan.balloons, *plan.scores, *(swap_change(one) for one in plan.pageouts))
+
+
+def swap_change(one: PageOut) -> Change:
+    """The change that a page-out is."""
+    return Change(one.guest, "memory.swapped", one.swapped, one.swapped + one.amount, reason=one.reason)
