@@ -18,7 +18,7 @@ from tests.bench.smallhost import SmallHost
 POLICIES = ("none", "ksm-default", "ksmtuned", "mom", "proxmox", "kvmctl")
 HOST_FILE = "memory: {overcommit: 10000%}\n"
 """kvmctl's host policy: all its defaults, but no ceiling to overcommit. How far it goes is what is measured."""
-LOW = 256
+LOW = 0
 """MiB that a guest is started with where the policy gives it more as it needs it."""
 REPORTING = ("proxmox", "kvmctl")
 """Whose guests report free pages, as their own tools make them: guests of virt-install and of oVirt do not."""
