@@ -44,7 +44,7 @@ def _ksm_changes(aim: KsmAim | None, now: Snapshot) -> Iterator[Change]:
 
 def _rate(aim: KsmAim, now: Snapshot) -> int:
     present = now.host.ksm.pages_to_scan if now.host and now.host.ksm else 0
-    return scan_rate(present, mergeable(now), aim.scan_seconds, ksm.SLEEP_MILLISECS, aim.cores)
+    return scan_rate(present, mergeable(now), aim.scan_seconds, ksm.SLEEP_MILLISECS, aim.cores, at_once=aim.hurry)
 
 
 def mergeable(now: Snapshot) -> int:

@@ -90,6 +90,8 @@ def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
         state=_optional(str, value["state"]),
         stalled=_optional(float, value["stalled"]),
         unprofitable_until=int(value["unprofitable_until"]),
+        saved=int(value.get("saved", 0)),
+        grown_scan=int(value.get("grown_scan", 0)),
         guests={
             str(uuid): ReclaimGuest(
                 run=int(guest["run"]),

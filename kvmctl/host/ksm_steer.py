@@ -59,7 +59,9 @@ def wanted_values(aim: KsmAim, pages_to_scan: int, root: Path = ROOT) -> dict[st
     if (root / "ksm_zero_pages").exists():
         # Before Linux counted them, merged zero pages could not be told from others or taken apart again.
         wanted["use_zero_pages"] = "1"
-    if (root / "advisor_mode").exists():
+    if (root / "advisor_mode").exists() and aim.hurry:
+        wanted |= {"advisor_mode": "none", "pages_to_scan": str(pages_to_scan)}
+    elif (root / "advisor_mode").exists():
         wanted["advisor_mode"] = "scan-time"
         wanted["advisor_max_cpu"] = str(max(1, min(100, round(100 * aim.cores))))
         wanted["advisor_target_scan_time"] = str(aim.scan_seconds)

@@ -34,6 +34,10 @@ class ReclaimMemory:
     stalled: float | None = None
     unprofitable_until: int = 0
     """Monotonic nanoseconds until which KSM rests, because it costs more than it saves."""
+    saved: int = 0
+    """Bytes that KSM saved when it last had more to merge than before."""
+    grown_scan: int = 0
+    """The number of KSM's passes then: as long as each finds more, the next follows soon."""
     guests: Mapping[str, ReclaimGuest] = field(default_factory=dict)
 
 
@@ -46,6 +50,9 @@ class KsmAim:
     scan_seconds: int
     cores: float
     reason: str
+    hurry: bool = False
+    """Whether there is memory that KSM has never looked at: the kernel's advisor would find its pace after some passes.
+    """
 
 
 @dataclass(frozen=True, slots=True)

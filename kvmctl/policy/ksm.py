@@ -2,6 +2,7 @@
 Documentation/admin-guide/mm/ksm.rst."""
 
 from collections.abc import Collection, Iterator, Sequence
+from math import ceil
 
 from kvmctl.model.host_sample import KsmSample
 from kvmctl.model.sample import GuestSample
@@ -45,14 +46,18 @@ def pass_seconds(ksm: KsmSample, mergeable: int) -> float:
     return mergeable / PAGE / max(1, ksm.pages_to_scan) * ksm.sleep_millisecs / 1000
 
 
-def scan_rate(present: int, mergeable: int, seconds: int, sleep_millisecs: int, cores: float) -> int:
+def scan_rate(
+    present: int, mergeable: int, seconds: int, sleep_millisecs: int, cores: float, *, at_once: bool = False
+) -> int:
     """Pages to scan in each round, so that one pass over `mergeable` bytes takes about so many seconds and no more
     than `cores`: the law of the kernel's advisor (Documentation/admin-guide/mm/ksm.rst), for kernels without one.
 
-    Smoothed as there, three parts of what is new to seven of `present`, between the same bounds.
+    Smoothed as there, three parts of what is new to seven of `present`, between the same bounds; or `at_once`, and then
+    in steps of `LEAST_PAGES`, so that it is not written anew at each look.
     """
     rounds = max(1.0, seconds * 1000 / sleep_millisecs)
-    smooth = OLD_PART * present + (1 - OLD_PART) * mergeable / PAGE / rounds
+    due = mergeable / PAGE / rounds
+    smooth = ceil(due / LEAST_PAGES) * LEAST_PAGES if at_once else OLD_PART * present + (1 - OLD_PART) * due
     part = min(cores, MOST_PART)
     most = part / (1 - part) * sleep_millisecs / 1000 / PAGE_SECONDS
     return max(1, round(min(MOST_PAGES, max(LEAST_PAGES, smooth), most)))

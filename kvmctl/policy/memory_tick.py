@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvmctl.model.change import Change
-from kvmctl.model.host_sample import HostSample, Snapshot
+from kvmctl.model.host_sample import HostSample, KsmSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import GuestSample
@@ -16,8 +16,15 @@ from kvmctl.policy.balloon import BalloonClaim
 from kvmctl.policy.memory import is_fresh, reserve_of
 
 SHORT = ("soft", "hard", "low")
-SCAN_SECONDS: Mapping[str, int] = {"high": 200, "clear": 200, "soft": 60, "hard": 20, "low": 20}
-"""What one pass of KSM may take in each state; 200 is the kernel's own aim."""
+SLOW_SCAN = 200
+"""Seconds that one pass of KSM may take where the one before found next to nothing; the kernel's own aim."""
+SCAN_SECONDS: Mapping[str, int] = {"high": 60, "clear": 20, "soft": 20, "hard": 10, "low": 10}
+"""As long as each pass finds more to merge, or guests have come."""
+GROWN, GROWN_LEAST = 1.02, 4 * MIB
+"""By how much more has to be saved for a pass to have found something."""
+SETTLED_SCANS = 2
+"""Passes without a find after which the next ones are slow: what has changed since the last pass is merged at the
+second look at the earliest."""
 REST = 600.0
 """Seconds for which KSM rests where it has cost more than it saved."""
 SWAP_STEP: Mapping[str, int] = {"soft": 64 * MIB, "hard": 192 * MIB, "low": 384 * MIB}
@@ -61,17 +68,14 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     balloons, missing = _balloons(seen, host, reserve, found, now.taken) if policy.balloon == "manage" else ((), 0)
     stalled = _stalled(host, before, seconds)
     pageouts = _pageouts(seen, host, found, missing, stalled) if policy.swap == "manage" else ()
-    room = reclaim.guests_memory(host.memory_total, policy.reserve, policy.limit, host.guests_limit)
-    overcommitted = sum(guest.balloon.maximum or 0 for guest in guests) > room
-    rest, aim = _sharing(now, before, policy, found, overcommitted)
     memory = ReclaimMemory(
         taken=now.taken,
         boot=now.boot,
         state=found,
         stalled=host.memory_stalled,
-        unprofitable_until=rest,
         guests={one.guest.uuid: _remembered(one, now.taken) for one in seen},
     )
+    memory, aim = _sharing(now, before, memory, policy)
     scores = tuple(_scores(guests))
     notes = tuple(_notes(seen, found, missing, host))
     alert = found in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
@@ -227,24 +231,43 @@ def _swappable(one: _Seen) -> int:
 
 
 def _sharing(
-    now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy, state: str, overcommitted: bool
-) -> tuple[int, KsmAim | None]:
-    """Until when KSM rests, in monotonic nanoseconds, and how it is to work."""
-    host = now.host
+    now: Snapshot, before: ReclaimMemory | None, memory: ReclaimMemory, policy: MemoryPolicy
+) -> tuple[ReclaimMemory, KsmAim | None]:
+    """What is to be remembered of KSM besides, and how it is to work."""
+    host, state = now.host, memory.state or "high"
     rest = before.unprofitable_until if before else 0
+    memory = replace(memory, unprofitable_until=rest)
     if policy.sharing == "leave" or host is None or host.ksm is None:
-        return rest, None
-    if not any(guest.promise and guest.promise.sharing for guest in now.guests if guest.state == "running"):
-        return rest, None
+        return memory, None
+    guests = [guest for guest in now.guests if guest.state == "running" and guest.promise is not None]
+    if not any(guest.promise.sharing for guest in guests if guest.promise):
+        return memory, None
     if now.taken < rest:
-        return rest, KsmAim(False, SCAN_SECONDS[state], policy.ksm_cores, "it costs more than it saves here")
+        return memory, KsmAim(False, SLOW_SCAN, policy.ksm_cores, "it costs more than it saves here")
     if host.ksm.run == 1 and host.ksm.full_scans >= 2 and ksm.profit(host.ksm) < 0:
-        rest = now.taken + round(REST * 1e9)
-        return rest, KsmAim(False, SCAN_SECONDS[state], policy.ksm_cores, "it costs more than it saves here")
+        memory = replace(memory, unprofitable_until=now.taken + round(REST * 1e9))
+        return memory, KsmAim(False, SLOW_SCAN, policy.ksm_cores, "it costs more than it saves here")
+    room = reclaim.guests_memory(host.memory_total, policy.reserve, policy.limit, host.guests_limit)
+    overcommitted = sum(guest.balloon.maximum or 0 for guest in guests) > room
     if state == "high" and not overcommitted:
-        return rest, None
+        return memory, None
     why = f"the host is in the state {state}" if state != "high" else "guests may grow to more than there is"
-    return rest, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why)
+    memory = _found_more(host.ksm, before, memory)
+    if host.ksm.run == 1 and host.ksm.full_scans - memory.grown_scan >= SETTLED_SCANS:
+        return memory, KsmAim(True, SLOW_SCAN, policy.ksm_cores, f"{why}, and all there is to merge is merged")
+    return memory, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why, hurry=True)
+
+
+def _found_more(found: KsmSample, before: ReclaimMemory | None, memory: ReclaimMemory) -> ReclaimMemory:
+    """When KSM last had something to merge that it had not merged before."""
+    saved = ksm.saved(found)
+    known = {uuid: guest.run for uuid, guest in before.guests.items()} if before else {}
+    new = any(known.get(uuid) != guest.run for uuid, guest in memory.guests.items())
+    if before is None or new or found.full_scans < before.grown_scan:
+        return replace(memory, saved=saved, grown_scan=found.full_scans)
+    if saved > before.saved * GROWN + GROWN_LEAST:
+        return replace(memory, saved=saved, grown_scan=found.full_scans)
+    return replace(memory, saved=before.saved, grown_scan=before.grown_scan)
 
 
 def _scores(guests: Sequence[GuestSample]) -> Iterator[Change]:

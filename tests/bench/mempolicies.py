@@ -70,7 +70,7 @@ class Policy:
         elif self.name == "kvmctl":
             (self._state / "host.yaml").write_text(self.settings.host_file)
             detail = ["-v"] if self.settings.verbose else []
-            command = self._kvmctl(*detail, "rebalance", "--for", "86400s", "--every", f"{self.settings.every}s")
+            command = self._kvmctl(*detail, "rebalance", "--for", "3600s", "--every", f"{self.settings.every}s")
             self.process = self.host.spawn(command, self._env, self.log)
         elif self.name == "mom" and self.settings.mom:
             folder = self.settings.mom
