@@ -163,17 +163,23 @@ def pause(app: App, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
 
 @click.command()
 @guests_argument
+@click.option("--force", is_flag=True, help="Resume even if the reservations no longer fit.")
 @pass_app
-def resume(app: App, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
-    """Let paused guests go on.
+def resume(app: App, names: tuple[str, ...], labels: tuple[str, ...], force: bool) -> None:
+    """Let paused guests go on, if the host can keep what they were promised.
 
     \b
     Example:
       kvmctl resume web1
     """
     from kvmctl.control import lifecycle
+    from kvmctl.control.admit import admit_resume
 
-    _act(app, names, labels, lambda _hypervisor, guests: lifecycle.for_each(guests, lifecycle.resume))
+    def deed(hypervisor: Hypervisor, guests: list[Guest]) -> list[Deed]:
+        admit_resume(hypervisor, guests, force, warn)
+        return lifecycle.for_each(guests, lifecycle.resume)
+
+    _act(app, names, labels, deed)
 
 
 @click.command()

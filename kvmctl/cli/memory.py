@@ -27,6 +27,7 @@ _SIZES = (
     ("shared", "SHARED"),
     ("swapped", "SWAPPED"),
     ("page_tables", "TABLES"),
+    ("overhead", "QEMU"),
     ("reservation", "RESERVED"),
 )
 _SUMMED = (*(key for key, _title in _SIZES), "unused", "shares")
@@ -51,6 +52,7 @@ def memory(app: App, guest: str | None, history: bool, last: float) -> None:
     RESIDENT             what its process has in the host's memory
     SHARED, SWAPPED      merged by KSM; in the host's swap
     TABLES               the page tables that the host keeps for it
+    QEMU                 what of RESIDENT is its emulator's own and not the guest's
     RESERVED, SHARES     what it was promised
 
     \b

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from kvmctl.control import history
 from kvmctl.control.capacity import Capacity, capacity
@@ -28,38 +29,72 @@ from kvmctl.policy.reclaim import guests_memory
 from kvmctl.xml.metadata import promise
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is to be admitted: promises by name, of guests that run already too."""
+
+    promises: Mapping[str, Promise]
+    begin: frozenset[str] = frozenset()
+    """Those that are off or stand still, and are to run."""
+    growth: int = 0
+    """Bytes that running guests are to have more at once."""
+
+
 def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
     """Raise RefusedError if the reservations of all guests would not fit once these have been started."""
-    candidates = {
-        sample.name: promise(domains.definition(domain), sample.vcpus)
-        for sample, domain in guests
-        if sample.state not in ACTIVE
-    }
-    _admit(hypervisor, candidates, force, warn)
+    _admit(
+        hypervisor, _beginning((sample, domain) for sample, domain in guests if sample.state not in ACTIVE), force, warn
+    )
+
+
+def admit_resume(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
+    """Raise RefusedError if the reservations of all guests would not fit once these paused ones go on, or the host is
+    too short of memory: a guest that stands still uses no CPU, and has touched and lost to swap what it will."""
+    _admit(
+        hypervisor, _beginning((sample, domain) for sample, domain in guests if sample.state == "paused"), force, warn
+    )
+
+
+def _beginning(guests: Iterable[Guest]) -> _Wish:
+    promises = {sample.name: promise(domains.definition(domain), sample.vcpus) for sample, domain in guests}
+    return _Wish(promises, frozenset(promises))
 
 
 def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool, warn: Callable[[str], None]) -> None:
-    """Raise RefusedError if the reservations of all guests would not fit once these plans are applied."""
-    candidates = {}
-    for plan in plans:
-        after = overlay(plan.current, plan.desired) if plan.current else plan.desired
-        if plan.changes and (plan.brings_to or plan.live is not None):
-            candidates[plan.name] = promise_of(after)
-    _admit(hypervisor, candidates, force, warn)
+    """Raise RefusedError if the reservations of all guests would not fit once these plans are applied, or if what
+    running guests are given more is not there."""
+    due = [plan for plan in plans if plan.changes and (plan.brings_to or plan.live is not None)]
+    wish = _Wish(
+        {plan.name: promise_of(overlay(plan.current, plan.desired) if plan.current else plan.desired) for plan in due},
+        frozenset(plan.name for plan in due if plan.brings_to),
+        sum(map(_growth, due)),
+    )
+    _admit(hypervisor, wish, force, warn)
 
 
-def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: bool, warn: Callable[[str], None]) -> None:
+def _growth(plan: GuestPlan) -> int:
+    """Bytes by which the balloon of a running guest is going to be let go."""
+    if plan.live is None or not any(change.field == "memory.size" for change in plan.changes):
+        return 0
+    now, wanted = plan.live.memory, plan.desired.memory.size or 0
+    # The running guest cannot have more than it was started with.
+    reachable = min(wanted, now.max or now.size or wanted)
+    return max(0, reachable - (now.size or reachable))
+
+
+def _admit(hypervisor: Hypervisor, wish: _Wish, force: bool, warn: Callable[[str], None]) -> None:
     # First of all, so that a policy that cannot be read is said before anything is changed.
     cores = capacity(hypervisor)
-    if not candidates:
+    if not wish.promises:
         return
-    running = {claim.name: claim.promise for claim, _ in claims(domains.samples_with_domains(hypervisor))}
+    found = claims(domains.samples_with_domains(hypervisor))
+    running = {claim.name: claim.promise for claim, _ in found if claim.name not in wish.begin}
     size = node(hypervisor)
     if size is None:
         return
     refused = [
         f"{what}: {verdict.arithmetic}"
-        for what, verdict in _verdicts(hypervisor, running, candidates, cores, size.memory)
+        for what, verdict in _verdicts(hypervisor, running, wish, cores, size.memory)
         if not verdict.admitted
     ]
     if not refused:
@@ -73,34 +108,31 @@ def _admit(hypervisor: Hypervisor, candidates: Mapping[str, Promise], force: boo
         warn(f"forced, so promises will not be kept: {line}")
     forced = [
         Outcome(Change(name, "admission", None, None, reason=f"forced: {line}"), "changed")
-        for name in candidates
+        for name in wish.promises
         for line in refused
     ]
     history.record(hypervisor.uri, time.time(), forced)
 
 
 def _verdicts(
-    hypervisor: Hypervisor,
-    running: Mapping[str, Promise],
-    candidates: Mapping[str, Promise],
-    cores: Capacity,
-    total: int,
+    hypervisor: Hypervisor, running: Mapping[str, Promise], wish: _Wish, cores: Capacity, total: int
 ) -> Iterator[tuple[str, Verdict]]:
-    yield "CPU reservations", admit_cpu(running, candidates, cores.cores, cores.reserve)
+    yield "CPU reservations", admit_cpu(running, wish.promises, cores.cores, cores.reserve)
     if not hypervisor.local:
-        yield "memory reservations", admit_memory(running, candidates, total)
+        yield "memory reservations", admit_memory(running, wish.promises, total)
         return
     policy, now = host_policy().memory, memory.read()
     room = guests_memory(now.total, policy.reserve, policy.limit, memory.guests_limit())
-    yield "memory reservations", admit_memory(running, candidates, now.total, room)
-    if set(candidates) - set(running):
-        yield "available memory", admit_state(now.available, reserve_of(policy, now.total))
-    yield "memory overcommit", admit_overcommit(running, candidates, room, policy.overcommit)
+    yield "memory reservations", admit_memory(running, wish.promises, now.total, room)
+    yield "memory overcommit", admit_overcommit(running, wish.promises, room, policy.overcommit)
+    if not wish.begin and not wish.growth:
+        return  # what takes no memory makes nothing worse
+    yield "available memory", admit_state(now.available, reserve_of(policy, now.total))
     merged = ksm.sample()
-    shared = saved(merged) if merged else 0
+    shared, ballooned = saved(merged) if merged else 0, _ballooned(hypervisor)
     yield (
         "what would be needed back",
-        admit_unshare(shared, _ballooned(hypervisor), policy.cover, now.available, now.swap_free),
+        admit_unshare(shared, ballooned, policy.cover, now.available, now.swap_free, wish.growth),
     )
 
 

@@ -44,8 +44,8 @@ def begin(domain: Any, paused: bool = False) -> None:
 def _first_target(domain: Any) -> int | None:
     """Bytes that the guest is to begin with; None is all."""
     hypervisor = Hypervisor(domain.connect())
-    if not hypervisor.local or not _is_ticking(hypervisor):
-        return None
+    if not hypervisor.local or not _is_ticking(hypervisor) or domains.has_saved_state(domain):
+        return None  # one that was saved does not boot: it goes on with all that it uses
     policy = host_policy().memory
     root = tree.read(domains.definition(domain))
     size = reclaimable.memory_size(root)

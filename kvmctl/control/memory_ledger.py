@@ -11,6 +11,7 @@ from kvmctl.control import remember
 from kvmctl.control.hostpolicy import host_policy
 from kvmctl.control.ledger import NOT_LOCAL, processes
 from kvmctl.host import ksm, memory
+from kvmctl.host.overhead import overhead
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor import host as hypervisor_host
 from kvmctl.hypervisor.connection import Hypervisor
@@ -49,6 +50,8 @@ class MemoryLine:
     shared: int | None
     swapped: int | None
     page_tables: int | None
+    overhead: int | None
+    """What of the resident memory is QEMU's own and not the guest's."""
     reservation: int
     shares: int
     fixed: str
@@ -190,6 +193,7 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
         shared=None if merging is None else merging * PAGE,
         swapped=kernel.swapped if kernel else None,
         page_tables=kernel.page_tables if kernel else None,
+        overhead=overhead(kernel.pid, stats.maximum) if kernel and stats.maximum else None,
         reservation=promise.memory_reservation,
         shares=promise.memory_shares,
         fixed=memory_fixed(live),
@@ -238,5 +242,8 @@ def _reasons(line: MemoryLine, host: HostMemory, remembered: Memory | None) -> I
         yield f"{human_size(line.shared)} of it are merged with equal pages"
     if line.swapped:
         yield f"{human_size(line.swapped)} of it are swapped"
+    if line.overhead is not None and line.page_tables is not None:
+        tables = human_size(line.page_tables)
+        yield f"beside its memory QEMU itself takes {human_size(line.overhead)}, and page tables {tables}"
     if host.state is not None and host.next is not None:
         yield f"the host is in the state {host.state}: kvmctl rebalance {host.next}"

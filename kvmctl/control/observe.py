@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kvmctl.control.weights import BALLOON, KIND, run_key
+from kvmctl.control.weights import BALLOON, KIND, REPORTS, run_key
 from kvmctl.host import cgroup, counters, cpu, process
 from kvmctl.host import sample as host_sample
 from kvmctl.host.counters import Place
@@ -18,6 +18,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import KvmctlError, NotFoundError, UnreachableError
 from kvmctl.model.host_sample import HostSample, ProcessSample, Snapshot
 from kvmctl.model.sample import ACTIVE, GuestSample
+from kvmctl.policy.memory import REPORT_SECONDS
 from kvmctl.xml import metadata, reclaimable, resources, tree
 
 
@@ -72,12 +73,12 @@ class Observer:
         active = [(sample, domain) for sample, domain in pairs if sample.state in ACTIVE]
         transient = domains.transient(self.hypervisor)
         journal = Journal()
-        set_by_us, moved_by_us = journal.entries(KIND), journal.entries(BALLOON)
+        set_by_us, moved_by_us, reporting = (journal.entries(kind) for kind in (KIND, BALLOON, REPORTS))
         guests = []
         for sample, domain in active:
-            found = _with_definition(sample, domain)
+            key = run_key(self.hypervisor, sample.name, sample.run)
+            found = _with_reports(_with_definition(sample, domain), domain, key in reporting)
             if found is not None:
-                key = run_key(self.hypervisor, sample.name, sample.run)
                 entry, moved = set_by_us.get(key), key in moved_by_us
                 last = found.weight_set if entry is None else entry.new
                 known = replace(found, persistent=sample.uuid not in transient, weight_set=last, balloon_moved=moved)
@@ -141,8 +142,22 @@ def _with_definition(sample: GuestSample, domain: Any) -> GuestSample | None:
         weight_set=resources.defined_weight(root),
         memory_size=reclaimable.memory_size(root),
         memory_fixed=reclaimable.memory_fixed(root),
+        has_balloon=reclaimable.has_balloon(root),
         stats_period=reclaimable.stats_period(root),
     )
+
+
+def _with_reports(sample: GuestSample | None, domain: Any, by_us: bool) -> GuestSample | None:
+    """The sample with how often the running guest's balloon driver reports, where its definition has it never do so:
+    kvmctl may have told it to, or somebody else, which only the running definition says."""
+    if sample is None or sample.stats_period or not sample.has_balloon:
+        return sample
+    if by_us:
+        return replace(sample, stats_period=REPORT_SECONDS)
+    try:
+        return replace(sample, stats_period=reclaimable.stats_period(tree.read(domains.live_definition(domain))))
+    except NotFoundError:
+        return None
 
 
 def _with_memory(sample: GuestSample, place: Place) -> GuestSample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kvmctl.control.weights import BALLOON, BETWEEN, run_key_of
+from kvmctl.control.weights import BALLOON, BETWEEN, REPORTS, run_key_of
 from kvmctl.host import ksm, ksm_steer, process
 from kvmctl.host.cold import Pager
 from kvmctl.host.journal import Journal
@@ -65,14 +65,16 @@ def make(plan: ReclaimPlan, now: Snapshot, handles: Mapping[str, Any], pager: Pa
     """
     keys = {guest.name: run_key_of(now.uri, guest.name, guest.run) for guest in now.guests}
     journal = Journal()
+    _journal(journal, REPORTS, {keys[change.guest]: change.old for change in plan.reports})
     _journal(journal, BALLOON, {keys[change.guest]: change.old for change in plan.balloons})
     _journal(journal, SCORE, {keys[change.guest]: change.old for change in plan.scores})
     pids = {guest.name: guest.process.pid for guest in now.guests if guest.process}
     guests = {guest.name: guest for guest in now.guests}
+    told = (_report(handles[change.guest], change, journal, keys[change.guest]) for change in plan.reports)
     moved = (_move(handles[change.guest], change, guests[change.guest]) for change in plan.balloons)
     scored = (_score(pids[change.guest], change) for change in plan.scores)
     swapped = (_swap(one, pager) for one in plan.pageouts)
-    return (*_steer(plan.ksm, now, journal), *moved, *scored, *swapped)
+    return (*_steer(plan.ksm, now, journal), *told, *moved, *scored, *swapped)
 
 
 def _journal(journal: Journal, kind: str, olds: Mapping[str, object]) -> None:
@@ -99,6 +101,18 @@ def _steer(aim: KsmAim | None, now: Snapshot, journal: Journal) -> Iterator[Outc
         if one.respected:
             change = Change(HOST, change.field, one.old, one.wanted, how="refused", reason=one.reason)
         yield Outcome(change, one.result, one.reason, one.found)
+
+
+def _report(domain: Any, change: Change, journal: Journal, key: str) -> Outcome:
+    """Have the guest's balloon driver report; where that fails, the next tick tries it again."""
+    assert isinstance(change.new, int)
+    try:
+        live.set_stats_period(domain, change.new)
+    except KvmctlError as error:
+        journal.forget(REPORTS, key)
+        between = isinstance(error, NotFoundError | ConflictError)
+        return Outcome(change, "not applied", BETWEEN if between else error.message, change.old)
+    return Outcome(change, "changed", change.reason, change.new)
 
 
 def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:

@@ -31,6 +31,7 @@ Result = Literal["changed", "unchanged", "pending", "not applied"]
 _KINDS = (
     weights.KIND,
     weights.BALLOON,
+    weights.REPORTS,
     reclaim.SCORE,
     groups.KIND,
     parents.KIND,
@@ -195,6 +196,15 @@ def _write_balloon(domain: Any, value: int) -> int:
     return value
 
 
+def _write_period(domain: Any, value: int) -> int:
+    live.set_stats_period(domain, value)
+    return _period(domain)
+
+
+def _period(domain: Any) -> int:
+    return stats_period(tree.read(domains.live_definition(domain)))
+
+
 def _pid(domain: Any) -> int:
     found = process.find_guests([domain.UUIDString()])
     if not found:
@@ -205,6 +215,7 @@ def _pid(domain: Any) -> int:
 _ACCESS: dict[str, tuple[Callable[[Any], object], Callable[[Any, int], object]]] = {
     weights.KIND: (scheduler.weight, _write_weight),
     weights.BALLOON: (live.balloon, _write_balloon),
+    weights.REPORTS: (_period, _write_period),
     reclaim.SCORE: (
         lambda domain: process.oom_score_adj(_pid(domain)),
         lambda domain, value: process.set_oom_score_adj(_pid(domain), value),

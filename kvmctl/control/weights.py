@@ -20,6 +20,8 @@ from kvmctl.xml.metadata import promise_in
 
 BALLOON = "balloon"
 """The kind of what was changed of guests' balloons."""
+REPORTS = "balloon-reports"
+"""The kind of what was changed of how often their balloon drivers report."""
 KIND = "weight"
 """The kind of these entries in the journal. A key names one run of a guest, since each start sets the weight anew."""
 

@@ -88,3 +88,5 @@ class ReclaimPlan:
     memory: ReclaimMemory | None
     alert: bool = False
     """Whether the next look is due soon: the host is short, or a guest has less than it is to have."""
+    reports: tuple[Change, ...] = ()
+    """Whose balloon driver is to report from now on, how often in seconds."""

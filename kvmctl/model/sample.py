@@ -61,6 +61,8 @@ class GuestSample:
     """Whether kvmctl has moved the balloon of this run: else somebody else has, who may have a reason."""
     memory_fixed: str = ""
     """Why its memory can be neither taken by a balloon nor merged nor swapped; empty where it can."""
+    has_balloon: bool = False
+    """Whether it has a virtio balloon."""
     stats_period: int = 0
     """Seconds between two reports of its balloon driver; 0 is never."""
     weight_set: int | None = None

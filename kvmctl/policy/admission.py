@@ -68,13 +68,15 @@ def admit_overcommit(
     return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, _mib)} MiB ({kept})")
 
 
-def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap_free: int) -> Verdict:
+def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap_free: int, growth: int = 0) -> Verdict:
     """Whether free memory and swap cover the part `cover` of what would be needed back at once, were all that is
-    merged written to and all balloons let go. Bytes."""
-    needed, capacity = round(cover * (saved + ballooned)), available + swap_free
+    merged written to and all balloons let go; and what is given back now, `growth`, whole. Bytes."""
+    left = max(0, ballooned - growth)
+    needed, capacity = round(cover * (saved + left)) + growth, available + swap_free
     relation = ">" if needed > capacity else "<="
     arithmetic = (
-        f"{cover:.0%} of {_mib(saved)} merged + {_mib(ballooned)} ballooned away = {_mib(needed)} {relation} "
+        f"{f'{_mib(growth)} more now + ' if growth else ''}{cover:.0%} of {_mib(saved)} merged + {_mib(left)} "
+        f"ballooned away = {_mib(needed)} {relation} "
         f"{_mib(capacity)} MiB ({_mib(available)} available + {_mib(swap_free)} of swap)"
     )
     return Verdict(needed <= capacity, needed, capacity, arithmetic)

@@ -9,6 +9,8 @@ from kvmctl.model.units import GIB, MIB
 RESERVE_STEPS = ((4 * GIB, 6), (8 * GIB, 4), (16 * GIB, 2))
 """Amount of memory and the per cent of it that the host keeps; of what is beyond, 1 per cent."""
 
+REPORT_SECONDS = 5
+"""Between two reports of a balloon driver that nobody has told how often to report."""
 STALE_PERIODS = 3
 """How many reporting periods a balloon driver may miss before what it last said is no longer believed."""
 

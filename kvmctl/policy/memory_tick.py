@@ -13,7 +13,7 @@ from kvmctl.model.sample import GuestSample
 from kvmctl.model.units import MIB, human_size
 from kvmctl.policy import balloon, ksm, reclaim
 from kvmctl.policy.balloon import BalloonClaim
-from kvmctl.policy.memory import is_fresh, reserve_of
+from kvmctl.policy.memory import REPORT_SECONDS, is_fresh, reserve_of
 
 SHORT = ("soft", "hard", "low")
 SLOW_SCAN = 200
@@ -79,7 +79,8 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     scores = tuple(_scores(guests))
     notes = tuple(_notes(seen, found, missing, host))
     alert = found in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
-    return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert)
+    reports = tuple(_reports(guests)) if policy.balloon == "manage" else ()
+    return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert, reports)
 
 
 def _look(
@@ -282,6 +283,15 @@ def _scores(guests: Sequence[GuestSample]) -> Iterator[Change]:
             yield Change(guest.name, "memory.oom-score", present, due, reason="as its shares of memory say")
 
 
+def _reports(guests: Sequence[GuestSample]) -> Iterator[Change]:
+    """Whose balloon driver is to report, because nobody has told it to: nothing is known of such a guest."""
+    for guest in guests:
+        assert guest.promise is not None
+        if guest.has_balloon and not guest.stats_period and guest.promise.rebalance and not guest.memory_fixed:
+            reason = "so that it is known what it uses: its definition has no period"
+            yield Change(guest.name, "memory.reports", 0, REPORT_SECONDS, reason=reason)
+
+
 def _remembered(one: _Seen, taken: int) -> ReclaimGuest:
     if not (one.pressed or one.thrashes):
         return one.memory
@@ -305,7 +315,7 @@ def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) ->
 
 def guest_changes(plan: ReclaimPlan) -> tuple[Change, ...]:
     """What would be changed of guests: that is known without their host."""
-    return (*plan.balloons, *plan.scores, *(swap_change(one) for one in plan.pageouts))
+    return (*plan.reports, *plan.balloons, *plan.scores, *(swap_change(one) for one in plan.pageouts))
 
 
 def swap_change(one: PageOut) -> Change:

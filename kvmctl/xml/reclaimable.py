@@ -30,6 +30,12 @@ def memory_fixed(root: Element) -> str:
     return ""
 
 
+def has_balloon(root: Element) -> bool:
+    """Whether the guest has a balloon that Linux' and other systems' virtio driver can be asked through."""
+    balloon = root.find("devices/memballoon")
+    return balloon is not None and (balloon.get("model") or "").startswith("virtio")
+
+
 def stats_period(root: Element) -> int:
     """Seconds between two reports of the balloon driver; 0 is never."""
     stats = root.find("devices/memballoon/stats")

@@ -73,6 +73,14 @@ def test_what_a_killed_run_had_begun_is_listed(kvmctl: Kvmctl, state: Path) -> N
     assert "was killed" in found["cause"]
 
 
+def test_swap_that_a_killed_run_had_begun_has_a_command_of_its_own(kvmctl: Kvmctl, state: Path) -> None:
+    Journal(state / "journal.json").begin("swap", "/swap/web1", {"kind": "file"})
+    ran = kvmctl("-c", TEST, "-o", "json", "host", "doctor")
+    (found,) = [check for check in ran.json() if check["name"] == "unfinished"]
+    assert (found["result"], found["found"]) == ("warn", "swap /swap/web1")
+    assert "kvmctl swap disable" in found["next"]
+
+
 def test_what_a_run_that_goes_on_has_begun_is_no_leftover(
     kvmctl: Kvmctl, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,22 @@ def test_free_memory_and_swap_cover_a_part_of_what_would_be_needed_back() -> Non
     assert verdict.arithmetic.startswith("25% of 2048 merged + 2048 ballooned away = 1024 > 1023 MiB")
 
 
+def test_what_is_given_back_now_counts_whole_and_not_twice() -> None:
+    assert admit_unshare(0, 2 * GIB, 0.25, GIB + 256 * MIB, 0, growth=GIB).admitted
+    verdict = admit_unshare(0, 2 * GIB, 0.25, GIB + 256 * MIB - 1, 0, growth=GIB)
+    assert not verdict.admitted
+    assert verdict.arithmetic.startswith("1024 more now + 25% of 0 merged + 1024 ballooned away = 1280 > 1280 MiB")
+    assert admit_unshare(0, 0, 0.25, GIB, 0, growth=GIB).admitted, "what was never ballooned away is not owed"
+
+
+@given(st.integers(0, GIB), st.integers(0, GIB), st.integers(0, 2 * GIB), st.integers(0, GIB), st.integers(0, GIB))
+def test_more_growth_is_never_easier_to_admit(
+    shared: int, ballooned: int, available: int, growth: int, more: int
+) -> None:
+    less = admit_unshare(shared, ballooned, 0.25, available, 0, growth)
+    assert less.admitted or not admit_unshare(shared, ballooned, 0.25, available, 0, growth + more).admitted
+
+
 def test_nothing_is_started_where_memory_is_low() -> None:
     assert admit_state(64 * MIB, 200 * MIB).admitted
     assert not admit_state(63 * MIB, 200 * MIB).admitted

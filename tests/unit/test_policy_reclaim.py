@@ -15,6 +15,7 @@ from kvmctl.model.reclaim import ReclaimMemory
 from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy import balloon, memory_tick, reclaim
+from kvmctl.policy.memory import REPORT_SECONDS
 from kvmctl.policy.memory_tick import decide
 
 pytestmark = pytest.mark.unit
@@ -123,6 +124,38 @@ def test_a_short_host_takes_from_the_idle_and_leaves_need_and_margin() -> None:
     found = targets(snapshot(150 * MIB, idle, busy))
     assert set(found) == {"idle"}
     assert found["idle"] >= 64 * MIB + balloon.margin(512 * MIB)
+
+
+def quiet(name: str = "g", *, fixed: str = "", rebalance: bool = True) -> GuestSample:
+    """One whose driver nobody has told to report."""
+    silent = replace(guest(name, 0, fixed=fixed, rebalance=rebalance), stats_period=0, has_balloon=True)
+    return replace(silent, balloon=BalloonSample(current=512 * MIB, maximum=512 * MIB, last_update=0))
+
+
+def test_a_driver_that_nobody_has_told_to_report_is_told() -> None:
+    plan = decide(snapshot(4 * GIB, quiet()), None, POLICY)
+    assert [(one.field, one.old, one.new) for one in plan.reports] == [("memory.reports", 0, REPORT_SECONDS)]
+    assert memory_tick.guest_changes(plan)[0] == plan.reports[0]
+    assert plan.balloons == (), "it has not answered yet"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        quiet(rebalance=False),
+        quiet(fixed="it is locked"),
+        replace(quiet(), has_balloon=False),
+        replace(quiet(), stats_period=10),
+        replace(quiet(), state="paused"),
+        replace(quiet(), promise=None),
+    ],
+)
+def test_no_other_driver_is_told_to_report(left: GuestSample) -> None:
+    assert decide(snapshot(100 * MIB, left), None, POLICY).reports == ()
+
+
+def test_where_balloons_are_to_be_left_no_driver_is_told_to_report() -> None:
+    assert decide(snapshot(100 * MIB, quiet()), None, replace(POLICY, balloon="leave")).reports == ()
 
 
 def test_nothing_goes_below_a_reservation() -> None:

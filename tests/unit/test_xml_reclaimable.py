@@ -4,7 +4,7 @@ import pytest
 
 from kvmctl.model.units import MIB
 from kvmctl.xml import tree
-from kvmctl.xml.reclaimable import memory_fixed, memory_size, stats_period
+from kvmctl.xml.reclaimable import has_balloon, memory_fixed, memory_size, stats_period
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +30,20 @@ def test_how_often_the_balloon_reports() -> None:
     assert stats_period(tree.read("<domain/>")) == 0
     text = "<domain><devices><memballoon><stats period='5'/></memballoon></devices></domain>"
     assert stats_period(tree.read(text)) == 5
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("", False),
+        ("<memballoon model='none'/>", False),
+        ("<memballoon model='xen'/>", False),
+        ("<memballoon model='virtio'/>", True),
+        ("<memballoon model='virtio-non-transitional'/>", True),
+    ],
+)
+def test_which_balloon_a_driver_can_be_asked_through(inside: str, expected: bool) -> None:
+    assert has_balloon(tree.read(f"<domain><devices>{inside}</devices></domain>")) is expected
 
 
 def test_what_a_guest_is_to_have() -> None:

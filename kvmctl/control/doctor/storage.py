@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvmctl.control import starts
+from kvmctl.control import starts, swap
 from kvmctl.control.doctor.check import Check
 from kvmctl.host import access, journal, lock
 from kvmctl.hypervisor import host
@@ -81,6 +81,9 @@ def _leftover(intent: journal.Intent) -> Check:
         cause = f"the start failed, or a run was killed before it, at {when}"
         return Check("unfinished", "warn", text, cause, "kvmctl start NAME, or apply its file again")
     cause = f"a run that began it at {when} was killed"
+    if intent.kind == swap.KIND:
+        hint = "the same kvmctl swap enable again, or kvmctl swap disable, which also removes other swap of kvmctl's"
+        return Check("unfinished", "warn", f"swap {intent.key}", cause, hint)
     return Check(
         "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
     )

@@ -1,0 +1,108 @@
+"""What would break a promise is refused with its sum, wherever a guest gets more; with --force it is done, and said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvmctl.host import memory
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.units import MIB
+from tests.conftest import Kvmctl
+from tests.support import Guest
+
+pytestmark = pytest.mark.paused
+
+PLENTY = "memory: {overcommit: 10000%, cover: 0%}\n"
+LOW = "memory: {reserve: 1PiB, overcommit: 10000%, cover: 0%}\n"
+"""A host that keeps more than it has is as short of memory as can be."""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "host.yaml"
+    path.write_text(PLENTY)
+    return path
+
+
+@pytest.fixture
+def run(kvmctl: Kvmctl, policy: Path) -> Kvmctl:
+    """The command line under a policy of its own."""
+    return lambda *words, **more: kvmctl("-c", "qemu:///system", *words, **more, env={"KVMCTL_HOST_FILE": str(policy)})
+
+
+@pytest.fixture
+def guest(run: Kvmctl, make_name: Callable[..., str], hypervisor: Hypervisor) -> Guest:
+    """A paused guest with half of the memory that it can have."""
+    name = make_name("admit")
+    text = f"guests: [{{name: {name}, accelerator: tcg, state: paused, memory: {{size: 64MiB, max: 128MiB}}}}]"
+    run("apply", "-f", "-", stdin=text)
+    return Guest(hypervisor, name)
+
+
+def forced(state: Path) -> list[str]:
+    """The promises that were broken knowingly, as the history has them."""
+    path = state / "history.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row["reason"] for row in map(json.loads, lines) if row["field"] == "admission"]
+
+
+def test_a_paused_guest_does_not_go_on_where_memory_is_low(
+    run: Kvmctl, guest: Guest, policy: Path, state: Path
+) -> None:
+    policy.write_text(LOW)
+    refused = run("resume", guest.name, code=5)
+    assert "available memory: " in refused.err
+    assert "MiB available < " in refused.err
+    assert "--force" in refused.err
+    assert domains.state(guest.domain) == "paused"
+    assert "forced, so promises will not be kept: available memory" in run("resume", guest.name, "--force").err
+    assert domains.state(guest.domain) == "running"
+    assert any(reason.startswith("forced: available memory") for reason in forced(state))
+    assert "already" in run("resume", guest.name).out, "one that runs takes nothing"
+
+
+def test_apply_does_not_let_it_go_on_either(run: Kvmctl, guest: Guest, policy: Path) -> None:
+    policy.write_text(LOW)
+    assert "available memory: " in run("set", guest.name, "state=running", code=5).err
+    assert domains.state(guest.domain) == "paused"
+
+
+def test_a_reservation_that_no_longer_fits_keeps_a_paused_guest_where_it_is(
+    run: Kvmctl, guest: Guest, policy: Path
+) -> None:
+    run("set", guest.name, "memory.reservation=48MiB")
+    policy.write_text("memory: {limit: 32MiB, overcommit: 10000%, cover: 0%}\n")
+    assert f"{guest.name} 48" in (refused := run("resume", guest.name, code=5).err)
+    assert "> 32 MiB (" in refused
+    assert domains.state(guest.domain) == "paused"
+
+
+def test_a_guest_is_not_given_what_others_may_want_back(
+    run: Kvmctl, make_name: Callable[..., str], policy: Path, state: Path
+) -> None:
+    now = memory.read()
+    most = (now.total + now.swap_total) * 7 // 10 // MIB
+    names = [make_name("admit") for _ in range(2)]
+    each = ", ".join(f"{{name: {name}, memory: {{size: 64MiB, max: {most}MiB}}}}" for name in names)
+    run("apply", "-f", "-", stdin=f"{{defaults: {{accelerator: tcg, state: paused}}, guests: [{each}]}}")
+    policy.write_text("memory: {overcommit: 10000%, cover: 100%}\n")
+    refused = run("set", names[0], "memory.size=96MiB", code=5)
+    assert "what would be needed back: 32 more now + 100% of " in refused.err
+    run("set", names[0], "cpu.shares=2000")
+    run("set", names[0], "memory.size=48MiB", code=7)
+    assert forced(state) == []
+    run("set", names[0], "memory.size=96MiB", "--force", code=7)
+    assert any("more now" in reason for reason in forced(state))
+
+
+def test_no_guest_grows_beyond_the_ceiling(run: Kvmctl, guest: Guest, policy: Path) -> None:
+    policy.write_text("memory: {limit: 128MiB, overcommit: 100%, cover: 0%}\n")
+    refused = run("set", guest.name, "memory.size=256MiB", code=5)
+    assert "memory overcommit: " in refused.err
+    assert "(100% of the 128 MiB for guests)" in refused.err
+    run("set", guest.name, "memory.shares=high")
