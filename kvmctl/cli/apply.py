@@ -13,7 +13,7 @@ from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.changes import show_outcomes, show_pending
 from kvmctl.cli.clock import reading
 from kvmctl.cli.completion import complete_fields, complete_guests
-from kvmctl.cli.output import moves_cursor, warn
+from kvmctl.cli.output import moves_cursor, note, warn
 from kvmctl.model.errors import KvmctlError, NotFoundError, UsageError
 from kvmctl.model.wording import quoted
 
@@ -65,7 +65,7 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
             "--prune needs a project, so that it knows which guests are its own", "add `project: NAME` to the file"
         )
     hypervisor = app.hypervisor()
-    with _locked(hypervisor, dry_run):
+    with _room(app, hypervisor, wanted, dry_run), _locked(hypervisor, dry_run):
         if not dry_run:
             _leftovers(hypervisor)
         plans = _plan(hypervisor, wanted, force)
@@ -123,6 +123,18 @@ def set_(app: App, name: str, assignments: tuple[str, ...], dry_run: bool, force
         if dry_run:
             return show_pending(app, [plan], [])
         return show_outcomes(app, [plan], _run(app, hypervisor, [plan]))
+
+
+def _room(app: App, hypervisor: Hypervisor, wanted: GuestFile, dry_run: bool) -> AbstractContextManager[None]:
+    from contextlib import nullcontext
+
+    from kvmctl.control import room
+
+    if dry_run:
+        return nullcontext()
+    return room.made(
+        hypervisor, lambda policy: room.of_new(hypervisor, wanted.guests, policy), lambda text: note(app, text)
+    )
 
 
 def _locked(hypervisor: Hypervisor, dry_run: bool) -> AbstractContextManager[None]:

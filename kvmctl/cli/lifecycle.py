@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvmctl.control.lifecycle import Deed
     from kvmctl.control.select import Guest
     from kvmctl.hypervisor.connection import Hypervisor
+    from kvmctl.model.hostpolicy import MemoryPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,14 +90,21 @@ def start(app: App, names: tuple[str, ...], labels: tuple[str, ...], paused: boo
       kvmctl start web1 'db*'
       kvmctl start -l tier=front
     """
-    from kvmctl.control import lifecycle
+    from kvmctl.control import lifecycle, room
     from kvmctl.control.admit import admit_start
+    from kvmctl.control.select import chosen
+    from kvmctl.model.sample import ACTIVE
+
+    def beginnings(policy: MemoryPolicy) -> dict[str, room.Beginning]:
+        guests = chosen(app.hypervisor(), names, labels)
+        return {sample.name: room.beginning(domain, policy) for sample, domain in guests if sample.state not in ACTIVE}
 
     def deed(hypervisor: Hypervisor, guests: list[Guest]) -> list[Deed]:
         admit_start(hypervisor, guests, force, warn)
         return lifecycle.for_each(guests, lambda guest: lifecycle.start(guest, paused))
 
-    _act(app, names, labels, deed)
+    with room.made(app.hypervisor(), beginnings, lambda text: note(app, text)):
+        _act(app, names, labels, deed)
 
 
 @click.command()

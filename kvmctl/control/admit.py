@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmctl.control import history
 from kvmctl.control.capacity import Capacity, capacity
 from kvmctl.control.hostpolicy import host_policy
 from kvmctl.control.plan import GuestPlan
+from kvmctl.control.room import first_bytes
 from kvmctl.control.select import Guest
 from kvmctl.control.weights import claims
 from kvmctl.host import ksm, memory
@@ -36,15 +37,17 @@ class _Wish:
     promises: Mapping[str, Promise]
     begin: frozenset[str] = frozenset()
     """Those that are off or stand still, and are to run."""
+    taken: int = 0
+    """Bytes that those which are off take at once when they start."""
     growth: int = 0
     """Bytes that running guests are to have more at once."""
 
 
 def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
     """Raise RefusedError if the reservations of all guests would not fit once these have been started."""
-    _admit(
-        hypervisor, _beginning((sample, domain) for sample, domain in guests if sample.state not in ACTIVE), force, warn
-    )
+    off = [(sample, domain) for sample, domain in guests if sample.state not in ACTIVE]
+    taken = first_bytes(hypervisor, [domain for _sample, domain in off])
+    _admit(hypervisor, replace(_beginning(off), taken=taken), force, warn)
 
 
 def admit_resume(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
@@ -67,6 +70,7 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
     wish = _Wish(
         {plan.name: promise_of(overlay(plan.current, plan.desired) if plan.current else plan.desired) for plan in due},
         frozenset(plan.name for plan in due if plan.brings_to),
+        first_bytes(hypervisor, (), [plan.desired for plan in due if plan.brings_to and plan.current is None]),
         sum(map(_growth, due)),
     )
     _admit(hypervisor, wish, force, warn)
@@ -127,7 +131,7 @@ def _verdicts(
     yield "memory overcommit", admit_overcommit(running, wish.promises, room, policy.overcommit)
     if not wish.begin and not wish.growth:
         return  # what takes no memory makes nothing worse
-    yield "available memory", admit_state(now.available, reserve_of(policy, now.total))
+    yield "available memory", admit_state(now.available, reserve_of(policy, now.total), wish.taken)
     merged = ksm.sample()
     shared, ballooned = saved(merged) if merged else 0, _ballooned(hypervisor)
     yield (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl.control.weights import BALLOON, KIND, REPORTS, run_key
-from kvmctl.host import cgroup, counters, cpu, process
+from kvmctl.host import cgroup, counters, cpu, process, room
 from kvmctl.host import sample as host_sample
 from kvmctl.host.counters import Place
 from kvmctl.host.journal import Journal, boot_id
@@ -93,6 +93,9 @@ class Observer:
             else replace(guest, process=_elsewhere(handles[guest.name]))
             for guest in guests
         ]
+        if self.hypervisor.local:
+            resident = {guest.name: guest.process.rss if guest.process else None for guest in guests}
+            host = replace(host, room_asked=room.asked(self.hypervisor.uri, resident))
         snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), host)
         return Observed(snapshot, handles, places)
 

@@ -67,6 +67,8 @@ class HostSample:
     """Seconds since boot for which some task waited for memory; None where the kernel keeps no account."""
     busy: int | None = None
     """What all CPUs together have worked since boot, guests included."""
+    room_asked: int = 0
+    """Bytes that guests which are about to start will take, and do not hold yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,12 +82,16 @@ def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap
     return Verdict(needed <= capacity, needed, capacity, arithmetic)
 
 
-def admit_state(available: int, reserve: int) -> Verdict:
-    """Whether the host, with so many bytes available, is not so short of memory that nothing more may be started."""
+def admit_state(available: int, reserve: int, taken: int = 0) -> Verdict:
+    """Whether the host, with so many bytes available, is not so short of memory that nothing more may be started; nor
+    becomes so by what is going to be `taken` at once."""
     least = least_available(reserve)
-    relation = "<" if available < least else ">="
-    arithmetic = f"{_mib(available)} MiB available {relation} {_mib(least)}, a part of the {_mib(reserve)} it keeps"
-    return Verdict(available >= least, least, available, arithmetic)
+    relation = "<" if available - taken < least else ">="
+    begin = f" - {_mib(taken)} to begin with" if taken else ""
+    arithmetic = (
+        f"{_mib(available)} MiB available{begin} {relation} {_mib(least)}, a part of the {_mib(reserve)} it keeps"
+    )
+    return Verdict(available - taken >= least, least + taken, available, arithmetic)
 
 
 def _sum(terms: Mapping[str, float], needed: float, capacity: float, show: Callable[[float], str]) -> str:

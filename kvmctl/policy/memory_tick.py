@@ -6,27 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvmctl.model.change import Change
-from kvmctl.model.host_sample import HostSample, KsmSample, Snapshot
+from kvmctl.model.host_sample import HostSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
-from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
+from kvmctl.model.reclaim import PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import GuestSample
 from kvmctl.model.units import MIB, human_size
-from kvmctl.policy import balloon, ksm, reclaim
+from kvmctl.policy import balloon, reclaim, sharing
 from kvmctl.policy.balloon import BalloonClaim
 from kvmctl.policy.memory import REPORT_SECONDS, is_fresh, reserve_of
 
 SHORT = ("soft", "hard", "low")
-SLOW_SCAN = 200
-"""Seconds that one pass of KSM may take where the one before found next to nothing; the kernel's own aim."""
-SCAN_SECONDS: Mapping[str, int] = {"high": 60, "clear": 20, "soft": 20, "hard": 10, "low": 10}
-"""As long as each pass finds more to merge, or guests have come."""
-GROWN, GROWN_LEAST = 1.02, 4 * MIB
-"""By how much more has to be saved for a pass to have found something."""
-SETTLED_SCANS = 2
-"""Passes without a find after which the next ones are slow: what has changed since the last pass is merged at the
-second look at the earliest."""
-REST = 600.0
-"""Seconds for which KSM rests where it has cost more than it saved."""
 SWAP_STEP: Mapping[str, int] = {"soft": 64 * MIB, "hard": 192 * MIB, "low": 384 * MIB}
 """Bytes that one tick swaps at most."""
 MOST_STALLED = 0.2
@@ -46,6 +35,8 @@ class _Seen:
 
     guest: GuestSample
     claim: BalloonClaim | None
+    lean: BalloonClaim | None
+    """The same without its page cache."""
     why: str
     pressed: bool
     thrashes: bool
@@ -64,10 +55,11 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     found = reclaim.state(host.memory_available, reserve, reclaim.state_named(before.state if before else None))
     seconds = (now.taken - before.taken) / 1e9 if before else 0.0
     seconds = seconds if 0 < seconds <= LONGEST else 0.0
-    seen = [_look(guest, now, before, seconds, keep_cache=found not in ("hard", "low")) for guest in guests]
-    balloons, missing = _balloons(seen, host, reserve, found, now.taken) if policy.balloon == "manage" else ((), 0)
+    seen = [_look(guest, now, before, seconds) for guest in guests]
+    short = _Short(reclaim.with_room(found, host.memory_available, host.room_asked, reserve), host, reserve)
+    balloons, missing = _balloons(seen, short, now.taken) if policy.balloon == "manage" else ((), short.due)
     stalled = _stalled(host, before, seconds)
-    pageouts = _pageouts(seen, host, found, missing, stalled) if policy.swap == "manage" else ()
+    pageouts = _pageouts(seen, short, missing, stalled) if policy.swap == "manage" else ()
     memory = ReclaimMemory(
         taken=now.taken,
         boot=now.boot,
@@ -75,17 +67,41 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
         stalled=host.memory_stalled,
         guests={one.guest.uuid: _remembered(one, now.taken) for one in seen},
     )
-    memory, aim = _sharing(now, before, memory, policy)
+    memory, aim = sharing.decide(now, before, memory, policy)
     scores = tuple(_scores(guests))
     notes = tuple(_notes(seen, found, missing, host))
-    alert = found in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
+    alert = short.state in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
     reports = tuple(_reports(guests)) if policy.balloon == "manage" else ()
     return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert, reports)
 
 
-def _look(
-    guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, seconds: float, *, keep_cache: bool
-) -> _Seen:
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """How short of memory the host is, `state` with what guests that are about to start will take."""
+
+    state: str
+    host: HostSample
+    reserve: int
+
+    @property
+    def free(self) -> int:
+        """Bytes that are available and not asked for."""
+        return self.host.memory_available - self.host.room_asked
+
+    @property
+    def due(self) -> int:
+        """Bytes that are to be taken from guests."""
+        return reclaim.deficit(self.free, self.reserve) if self.state in SHORT else 0
+
+    @property
+    def why(self) -> str:
+        """For the user."""
+        if self.host.room_asked:
+            return f"the host is in the state {self.state} with what is about to start"
+        return f"the host is in the state {self.state}"
+
+
+def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, seconds: float) -> _Seen:
     old = before.guests.get(guest.uuid) if before else None
     if old is not None and old.run != guest.run:
         old = None
@@ -98,16 +114,23 @@ def _look(
     thrashes = host_rate is not None and host_rate > MOST_HOST_FAULTS
     why = _left_alone(guest, now.clock)
     if why:
-        return _Seen(guest, None, why, pressed=False, thrashes=thrashes, memory=memory)
-    assert guest.promise is not None
+        return _Seen(guest, None, None, why, pressed=False, thrashes=thrashes, memory=memory)
     assert stats.current is not None
     assert stats.usable is not None
     size = guest.memory_size or stats.maximum or stats.current
-    used = balloon.need(stats.current, stats.usable, stats.disk_caches or 0, keep_cache)
-    floor = max(guest.promise.memory_reservation, used + balloon.margin(size))
-    claim = BalloonClaim(guest.name, guest.promise.memory_shares, floor, stats.current, size, used)
+    claim, lean = (_claim(guest, size, keep_cache=keep) for keep in (True, False))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
-    return _Seen(guest, claim, "", pressed, thrashes, memory)
+    return _Seen(guest, claim, lean, "", pressed, thrashes, memory)
+
+
+def _claim(guest: GuestSample, size: int, *, keep_cache: bool) -> BalloonClaim:
+    stats, promise = guest.balloon, guest.promise
+    assert promise is not None
+    assert stats.current is not None
+    assert stats.usable is not None
+    used = balloon.need(stats.current, stats.usable, stats.disk_caches or 0, keep_cache)
+    floor = max(promise.memory_reservation, used + balloon.margin(size))
+    return BalloonClaim(guest.name, promise.memory_shares, floor, stats.current, size, used)
 
 
 def _left_alone(guest: GuestSample, clock: float) -> str:
@@ -130,34 +153,30 @@ def _rate(old: int | None, new: int | None, seconds: float) -> float | None:
     return None if old is None or new is None or not seconds or new < old else (new - old) / seconds
 
 
-def _balloons(
-    seen: Sequence[_Seen], host: HostSample, reserve: int, state: str, taken: int
-) -> tuple[tuple[Change, ...], int]:
+def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[Change, ...], int]:
     """The balloons to move; and how many bytes are still missing with all of them where they are to be."""
     claims = {one.guest.name: one.claim for one in seen if one.claim}
     pressed = [one.claim for one in seen if one.claim and one.pressed]
-    calm = {one.guest.name for one in seen if one.memory.calm_until > taken}
-    idle = [claim for name, claim in claims.items() if name not in calm and claim not in pressed]
-    last = max(0, host.memory_available - reclaim.least_available(reserve))
+    idle = [one for one in seen if one.claim and one.memory.calm_until <= taken and not one.pressed]
+    last = max(0, short.host.memory_available - reclaim.least_available(short.reserve))
     wanted = sum(claim.size - claim.actual for claim in pressed)
     targets = balloon.grown(pressed, min(wanted, last)) if pressed else {}
     missing = max(0, wanted - last)
     reasons = dict.fromkeys(targets, "it is short of memory, and gets all back")
     if missing:
         reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
-    if state in SHORT or missing:
-        due = reclaim.deficit(host.memory_available, reserve) + missing
-        smaller = balloon.shrunk(idle, due)
-        freed = sum(claims[name].actual - target for name, target in smaller.items())
+    if short.state in SHORT or missing:
+        due = short.due + missing
+        smaller, freed = _smaller(idle, due)
         missing = max(0, due - freed)
-        reasons |= {name: _why_smaller(claims[name], state, idle) for name in smaller}
+        reasons |= {name: _why_smaller(claims[name], short.why, idle) for name in smaller}
         targets |= smaller
-    elif room := reclaim.surplus(host.memory_available - min(wanted, last), reserve):
-        moved = {one.guest.name for one in seen if one.guest.balloon_moved}
-        squeezed = [claim for claim in idle if claim.actual < claim.size and claim.name in moved]
-        amount = room if state == "high" else room // 2
-        larger = balloon.grown(squeezed, amount)
-        reasons |= dict.fromkeys(larger, f"the host is in the state {state}, and it is to have more")
+    elif room := reclaim.surplus(short.free - min(wanted, last), short.reserve):
+        squeezed = [
+            one.claim for one in idle if one.claim and one.claim.actual < one.claim.size and one.guest.balloon_moved
+        ]
+        larger = balloon.grown(squeezed, room if short.state == "high" else room // 2)
+        reasons |= dict.fromkeys(larger, f"{short.why}, and it is to have more")
         targets |= larger
     changes = tuple(
         Change(name, "memory.balloon", claims[name].actual, target, reason=reasons[name])
@@ -167,14 +186,26 @@ def _balloons(
     return changes, missing
 
 
+def _smaller(idle: Sequence[_Seen], due: int) -> tuple[dict[str, int], int]:
+    """Targets by name, and the bytes that they free: page cache goes only where nothing else suffices."""
+    targets: dict[str, int] = {}
+    freed = 0
+    for claims in ([one.claim for one in idle if one.claim], [one.lean for one in idle if one.lean]):
+        targets = balloon.shrunk(claims, due)
+        freed = sum(claim.actual - targets[claim.name] for claim in claims)
+        if freed >= due:
+            break
+    return targets, freed
+
+
 def _is_worth(claim: BalloonClaim, target: int) -> bool:
     return abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
 
 
-def _why_smaller(claim: BalloonClaim, state: str, idle: Sequence[BalloonClaim]) -> str:
-    lowest = min(idle, key=balloon.price) if idle else claim
+def _why_smaller(claim: BalloonClaim, why: str, idle: Sequence[_Seen]) -> str:
+    lowest = min((one.claim for one in idle if one.claim), key=balloon.price, default=claim)
     rank = "the lowest claim on what it holds" if lowest.name == claim.name else "a low claim on what it holds"
-    return f"the host is in the state {state}; it uses {human_size(claim.need)} and has {rank}"
+    return f"{why}; it uses {human_size(claim.need)} and has {rank}"
 
 
 def _stalled(host: HostSample, before: ReclaimMemory | None, seconds: float) -> float | None:
@@ -184,20 +215,19 @@ def _stalled(host: HostSample, before: ReclaimMemory | None, seconds: float) -> 
     return max(0.0, host.memory_stalled - before.stalled) / seconds
 
 
-def _pageouts(
-    seen: Sequence[_Seen], host: HostSample, state: str, missing: int, stalled: float | None
-) -> tuple[PageOut, ...]:
+def _pageouts(seen: Sequence[_Seen], short: _Short, missing: int, stalled: float | None) -> tuple[PageOut, ...]:
     """What to swap: where balloons do not suffice, of the guests with the lowest claim first."""
+    host = short.host
     room = host.swap_free - round(SWAP_KEPT * host.swap_total)
-    left = min(missing, SWAP_STEP.get(state, 0), max(0, room))
+    left = min(missing, SWAP_STEP.get(short.state, 0), max(0, room))
     if left <= 0 or (stalled is not None and stalled > MOST_STALLED):
         return ()
     found = []
     for one in sorted(seen, key=_swap_order):
         amount = min(left, _swappable(one))
         if amount >= MIB:
-            reason = f"the host is in the state {state}, and balloons leave {human_size(missing)} missing"
-            found.append(_page_out(one.guest, amount, state, reason))
+            reason = f"{short.why}, and balloons leave {human_size(missing)} missing"
+            found.append(_page_out(one.guest, amount, short.state, reason))
             left -= amount
     return tuple(found)
 
@@ -229,46 +259,6 @@ def _swappable(one: _Seen) -> int:
         return 0
     resident = guest.process.rss if guest.process else None
     return 0 if resident is None else max(0, resident - promise.memory_reservation)
-
-
-def _sharing(
-    now: Snapshot, before: ReclaimMemory | None, memory: ReclaimMemory, policy: MemoryPolicy
-) -> tuple[ReclaimMemory, KsmAim | None]:
-    """What is to be remembered of KSM besides, and how it is to work."""
-    host, state = now.host, memory.state or "high"
-    rest = before.unprofitable_until if before else 0
-    memory = replace(memory, unprofitable_until=rest)
-    if policy.sharing == "leave" or host is None or host.ksm is None:
-        return memory, None
-    guests = [guest for guest in now.guests if guest.state == "running" and guest.promise is not None]
-    if not any(guest.promise.sharing for guest in guests if guest.promise):
-        return memory, None
-    if now.taken < rest:
-        return memory, KsmAim(False, SLOW_SCAN, policy.ksm_cores, "it costs more than it saves here")
-    if host.ksm.run == 1 and host.ksm.full_scans >= 2 and ksm.profit(host.ksm) < 0:
-        memory = replace(memory, unprofitable_until=now.taken + round(REST * 1e9))
-        return memory, KsmAim(False, SLOW_SCAN, policy.ksm_cores, "it costs more than it saves here")
-    room = reclaim.guests_memory(host.memory_total, policy.reserve, policy.limit, host.guests_limit)
-    overcommitted = sum(guest.balloon.maximum or 0 for guest in guests) > room
-    if state == "high" and not overcommitted:
-        return memory, None
-    why = f"the host is in the state {state}" if state != "high" else "guests may grow to more than there is"
-    memory = _found_more(host.ksm, before, memory)
-    if host.ksm.run == 1 and host.ksm.full_scans - memory.grown_scan >= SETTLED_SCANS:
-        return memory, KsmAim(True, SLOW_SCAN, policy.ksm_cores, f"{why}, and all there is to merge is merged")
-    return memory, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why, hurry=True)
-
-
-def _found_more(found: KsmSample, before: ReclaimMemory | None, memory: ReclaimMemory) -> ReclaimMemory:
-    """When KSM last had something to merge that it had not merged before."""
-    saved = ksm.saved(found)
-    known = {uuid: guest.run for uuid, guest in before.guests.items()} if before else {}
-    new = any(known.get(uuid) != guest.run for uuid, guest in memory.guests.items())
-    if before is None or new or found.full_scans < before.grown_scan:
-        return replace(memory, saved=saved, grown_scan=found.full_scans)
-    if saved > before.saved * GROWN + GROWN_LEAST:
-        return replace(memory, saved=saved, grown_scan=found.full_scans)
-    return replace(memory, saved=before.saved, grown_scan=before.grown_scan)
 
 
 def _scores(guests: Sequence[GuestSample]) -> Iterator[Change]:

@@ -46,6 +46,15 @@ def state(available: int, reserve: int, before: State | None = None) -> State:
     return min(careful, before, key=_ORDER.index)
 
 
+def with_room(found: State, available: int, asked: int, reserve: int) -> State:
+    """The state to act by in a host that is in the state `found` and on which guests that are about to start will take
+    `asked` bytes: as short as it will be then, but in no haste before it is."""
+    if not asked:
+        return found
+    ahead = min(_of(available - asked, reserve, 1.0), "hard", key=_ORDER.index)
+    return max(found, ahead, key=_ORDER.index)
+
+
 def state_named(name: str | None) -> State | None:
     """The state of that name; None where it is none."""
     return next((known for known in _ORDER if known == name), None)

@@ -1,0 +1,130 @@
+"""Room for guests that are about to start: the controller is asked for it, and waited for.
+
+A guest touches nearly all of its memory while it boots. On a host that is nearly full it would take that from those
+who are at work, so it is made before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kvmctl.control import remember
+from kvmctl.control.hostpolicy import host_policy
+from kvmctl.control.wait import until
+from kvmctl.host import memory, room
+from kvmctl.host.journal import boot_id
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.hostpolicy import MemoryPolicy
+from kvmctl.model.spec import GuestSpec
+from kvmctl.model.units import MIB, human_size
+from kvmctl.policy.balloon import first_target
+from kvmctl.policy.memory import reserve_of
+from kvmctl.policy.reclaim import least_available, state
+from kvmctl.xml import metadata, reclaimable, tree
+
+LAST_TICK = 120
+"""Seconds since the last tick after which none is to be expected: cron has one come every minute."""
+OVERHEAD = 64 * MIB
+"""What QEMU takes besides the guest's memory: 65 to 75 MiB of an emulated guest that was at work for a minute."""
+WAIT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a guest takes when it starts, in bytes: `size` is all it has, `target` what its balloon may leave it for a
+    beginning, None where that cannot be told."""
+
+    size: int
+    target: int | None
+
+    def taken(self, available: int, reserve: int) -> int:
+        """Bytes with so many available on a host that keeps `reserve`, QEMU's own among them."""
+        return (self.low(available, reserve) or self.size) + OVERHEAD
+
+    def low(self, available: int, reserve: int) -> int | None:
+        """What its balloon is to leave it; None is all, where the host does not become short by that."""
+        return None if state(available - self.size, reserve) == "high" else self.target
+
+
+def is_ticking(hypervisor: Hypervisor) -> bool:
+    """Whether a tick came of late, so that the next can be expected."""
+    last, _note = remember.recall(hypervisor.uri)
+    return last is not None and last.boot == boot_id() and time.monotonic_ns() - last.taken < LAST_TICK * 10**9
+
+
+def beginning(domain: Any, policy: MemoryPolicy) -> Beginning:
+    """Of a guest that is defined. Raises KvmctlError."""
+    root = tree.read(domains.definition(domain))
+    size, promise = reclaimable.memory_size(root) or 0, metadata.promise_in(root)
+    left_alone = policy.balloon == "leave" or not promise.rebalance or bool(reclaimable.memory_fixed(root))
+    told = not left_alone and bool(reclaimable.stats_period(root))
+    return Beginning(size, first_target(size, promise.memory_reservation) if told else None)
+
+
+def of_spec(spec: GuestSpec, policy: MemoryPolicy) -> Beginning:
+    """Of a guest that is going to be defined."""
+    size = spec.memory.size or 0
+    told = policy.balloon != "leave" and spec.rebalance is not False
+    return Beginning(size, first_target(size, spec.memory.reservation or 0) if told else None)
+
+
+def of_new(hypervisor: Hypervisor, specs: Iterable[GuestSpec], policy: MemoryPolicy) -> dict[str, Beginning]:
+    """Of those that are not defined yet and are going to run, by name. Raises KvmctlError."""
+    known = {sample.name for sample in domains.samples(hypervisor)}
+    return {
+        spec.name: of_spec(spec, policy)
+        for spec in specs
+        if spec.name not in known and spec.state in (None, "running", "paused")
+    }
+
+
+@contextmanager
+def made(
+    hypervisor: Hypervisor, beginnings: Callable[[MemoryPolicy], Mapping[str, Beginning]], say: Callable[[str], None]
+) -> Iterator[None]:
+    """Have room made for guests, by name, which are started in the block: asks the controller, where one is at work,
+    and waits until there is room, `WAIT` seconds at most. Whether what there is then suffices, admission says.
+
+    The hypervisor's lock must not be held: the tick needs it. Raises KvmctlError.
+    """
+    if not hypervisor.local or not is_ticking(hypervisor):
+        yield
+        return
+    policy, now = host_policy().memory, memory.read()
+    reserve = reserve_of(policy, now.total)
+    taken = {name: one.taken(now.available, reserve) for name, one in beginnings(policy).items()}
+    wanted = sum(taken.values())
+    if not taken or now.available - wanted >= reserve:
+        yield
+        return
+    say(f"making room: {human_size(wanted)} for {', '.join(taken)}, and {human_size(now.available)} are available")
+    try:
+        _ask(hypervisor, taken)
+        until(lambda: memory.read().available, lambda found: found - wanted >= least_available(reserve), WAIT)
+        # It is kept for them while they boot.
+        _ask(hypervisor, taken)
+        yield
+    except BaseException:
+        for name in taken:
+            room.drop(hypervisor.uri, name)
+        raise
+
+
+def _ask(hypervisor: Hypervisor, taken: Mapping[str, int]) -> None:
+    for name, amount in taken.items():
+        room.ask(hypervisor.uri, name, amount)
+
+
+def first_bytes(hypervisor: Hypervisor, domains_: Iterable[Any], specs: Iterable[GuestSpec] = ()) -> int:
+    """Bytes that these guests take when they start, on a host whose controller makes room for more as they need it; 0
+    where none is at work: nothing is known then but what they may grow to. Raises KvmctlError."""
+    if not hypervisor.local or not is_ticking(hypervisor):
+        return 0
+    policy, now = host_policy().memory, memory.read()
+    found = [beginning(domain, policy) for domain in domains_] + [of_spec(spec, policy) for spec in specs]
+    return sum(one.taken(now.available, reserve_of(policy, now.total)) for one in found)
