@@ -89,10 +89,10 @@ class Moved:
 
 
 def watch(pid: int, size: int | None = None, proc: Path = PROC) -> Watch:
-    """Begin to watch a guest with `size` bytes of memory; nothing is touched yet."""
+    """Begin to watch a guest with `size` bytes of memory, and what QEMU has beside it; nothing is touched yet."""
     whole = [
         address
-        for start, length in pageout.guest_memory(pid, size, proc)
+        for start, length in (*pageout.guest_memory(pid, size, proc), *pageout.own_memory(pid, size, proc))
         for address in range(start, start + length - _CHUNK + 1, _CHUNK)
     ]
     return Watch(pid, tuple(whole))

@@ -31,6 +31,10 @@ _SLACK = 4 << 20
 _LEAST_PART = 16
 """A mapping smaller than this part of the guest's memory is QEMU's own: a heap or a stack."""
 
+_OWN = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw[x-]p \S+ 00:00 0 *(?:\[anon:[^\n]*)?$", re.MULTILINE)
+_LEAST_OWN = 2 << 20
+"""Bytes of a mapping of QEMU's own from which it is worth a look."""
+
 Range = tuple[int, int]
 """Address and length of some memory of a process, in bytes."""
 
@@ -61,6 +65,15 @@ def guest_memory(pid: int, size: int | None = None, proc: Path = PROC) -> tuple[
             chosen.append((start, length))
             left -= length
     return tuple(sorted(chosen))
+
+
+def own_memory(pid: int, size: int | None = None, proc: Path = PROC) -> tuple[Range, ...]:
+    """What QEMU has mapped for itself beside the guest's memory, in pieces that are worth a look: heaps, and what an
+    emulated CPU's code was translated to, of which most is run once. Only private anonymous memory."""
+    text = read_permitted(proc / str(pid) / "maps") or ""
+    guest = set(guest_memory(pid, size, proc))
+    found = [(int(first, 16), int(end, 16) - int(first, 16)) for first, end in _OWN.findall(text)]
+    return tuple(one for one in found if one not in guest and one[1] >= _LEAST_OWN)
 
 
 def pageout(pid: int, most_bytes: int, ranges: Sequence[Range], proc: Path = PROC) -> int:

@@ -34,15 +34,17 @@ def decide(
     memory = replace(memory, unprofitable_until=before.unprofitable_until if before else 0)
     if policy.sharing == "leave" or host is None or host.ksm is None or not _shares(now):
         return memory, None
-    costs = host.ksm.run == 1 and host.ksm.full_scans >= 2 and ksm.profit(host.ksm) < 0
+    memory = _found_more(host.ksm, before, memory)
+    # Its first passes only keep account of pages: what they save is seen later.
+    settled = host.ksm.run == 1 and host.ksm.full_scans - memory.grown_scan >= SETTLED_SCANS
+    costs = settled and ksm.profit(host.ksm) < 0
     if now.taken < memory.unprofitable_until or costs:
         until = now.taken + round(REST * 1e9) if costs else memory.unprofitable_until
         return replace(memory, unprofitable_until=until), KsmAim(False, SLOW_SCAN, policy.ksm_cores, _COSTS)
     if state == "high" and not _overcommitted(now, host, policy):
         return memory, None
     why = f"the host is in the state {state}" if state != "high" else "guests may grow to more than there is"
-    memory = _found_more(host.ksm, before, memory)
-    if host.ksm.run == 1 and host.ksm.full_scans - memory.grown_scan >= SETTLED_SCANS:
+    if settled:
         slow = SLOW_SCAN if state in ("high", "clear") else SHORT_SCAN
         return memory, KsmAim(True, slow, policy.ksm_cores, f"{why}, and what can be merged is merged")
     return memory, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why, hurry=True)
@@ -63,7 +65,7 @@ def _found_more(found: KsmSample, before: ReclaimMemory | None, memory: ReclaimM
     saved = ksm.saved(found)
     known = {uuid: guest.run for uuid, guest in before.guests.items()} if before else {}
     new = any(known.get(uuid) != guest.run for uuid, guest in memory.guests.items())
-    if before is None or new or found.full_scans < before.grown_scan:
+    if before is None or new or found.run != 1 or found.full_scans < before.grown_scan:
         return replace(memory, saved=saved, grown_scan=found.full_scans)
     if saved > before.saved * GROWN + GROWN_LEAST:
         return replace(memory, saved=saved, grown_scan=found.full_scans)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvmctl.model.host_sample import HostSample, KsmSample, ProcessSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.promise import Promise
-from kvmctl.model.reclaim import ReclaimMemory
+from kvmctl.model.reclaim import ReclaimGuest, ReclaimMemory
 from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy import balloon, memory_tick, reclaim
@@ -252,7 +252,8 @@ def test_ksm_rests_where_it_costs_more_than_it_saves() -> None:
     now = snapshot(RESERVE, guest("g", 64 * MIB))
     assert now.host is not None
     wasteful = replace(now, host=replace(now.host, ksm=ksm(run=1, sharing=10, unshared=100_000, scans=3)))
-    plan = decide(wasteful, None, POLICY)
+    known = {"g": ReclaimGuest(1)}
+    plan = decide(wasteful, ReclaimMemory(now.taken - SECOND, "boot", grown_scan=1, guests=known), POLICY)
     assert plan.ksm is not None
     assert not plan.ksm.run
     soon = decide(replace(now, taken=now.taken + 60 * SECOND), plan.memory, POLICY).ksm
@@ -316,3 +317,42 @@ def test_memory_of_another_boot_is_not_believed() -> None:
 def test_the_steps_of_swapping_grow_with_the_need() -> None:
     steps = [memory_tick.SWAP_STEP[name] for name in memory_tick.SHORT]
     assert all(less < more for less, more in itertools.pairwise(steps))
+
+
+def test_page_cache_goes_only_where_nothing_else_suffices() -> None:
+    cached = [replace(one, balloon=replace(one.balloon, disk_caches=200 * MIB)) for one in [guest("g", 200 * MIB)]]
+    lightly, heavily = snapshot(190 * MIB, *cached), snapshot(70 * MIB, *cached)
+    margin = balloon.margin(512 * MIB)
+    assert targets(lightly)["g"] >= 300 * MIB + margin, "half of the cache is kept"
+    steps = list(cached)
+    for _tick in range(5):
+        found = targets(snapshot(70 * MIB, *steps))
+        if not found:
+            break
+        actual = found["g"]
+        stats = replace(steps[0].balloon, current=actual, usable=actual - 200 * MIB, disk_caches=actual - 200 * MIB)
+        steps = [replace(steps[0], balloon=stats)]
+    assert steps[0].balloon.current == pytest.approx(200 * MIB + margin, abs=balloon.FINEST)
+    assert targets(heavily)["g"] <= 512 * MIB - 512 * MIB // balloon.STEP_PART + 1
+
+
+def test_room_that_is_asked_for_is_made_as_if_the_host_were_short_already() -> None:
+    idle = guest("idle", 64 * MIB)
+    calm = snapshot(3 * RESERVE, idle)
+    assert targets(calm) == {}
+    assert calm.host is not None
+    asked = replace(calm, host=replace(calm.host, room_asked=500 * MIB))
+    plan = decide(asked, None, POLICY)
+    assert plan.state == "clear", "it is not short yet"
+    assert [change.guest for change in plan.balloons] == ["idle"]
+    assert "about to start" in plan.balloons[0].reason
+    assert plan.alert
+
+
+@given(st.integers(0, 4 * GIB), st.integers(0, 4 * GIB))
+def test_room_never_makes_for_more_haste_than_there_is_need(available: int, asked: int) -> None:
+    found = reclaim.state(available, RESERVE)
+    acting = reclaim.with_room(found, available, asked, RESERVE)
+    order = ["high", "clear", "soft", "hard", "low"]
+    assert order.index(acting) >= order.index(found)
+    assert acting != "low" or found == "low"
