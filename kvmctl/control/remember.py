@@ -90,6 +90,7 @@ def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
         state=_optional(str, value["state"]),
         stalled=_optional(float, value["stalled"]),
         unprofitable_until=int(value["unprofitable_until"]),
+        short=int(value.get("short", 0)),
         saved=int(value.get("saved", 0)),
         grown_scan=int(value.get("grown_scan", 0)),
         guests={

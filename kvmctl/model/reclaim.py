@@ -34,6 +34,8 @@ class ReclaimMemory:
     stalled: float | None = None
     unprofitable_until: int = 0
     """Monotonic nanoseconds until which KSM rests, because it costs more than it saves."""
+    short: int = 0
+    """How many looks in a row the host was short of memory."""
     saved: int = 0
     """Bytes that KSM saved when it last had more to merge than before."""
     grown_scan: int = 0

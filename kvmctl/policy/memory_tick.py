@@ -16,6 +16,8 @@ from kvmctl.policy.balloon import BalloonClaim
 from kvmctl.policy.memory import REPORT_SECONDS, is_fresh, reserve_of
 
 SHORT = ("soft", "hard", "low")
+MOST_DOUBLED = 3
+"""How often what is taken is doubled while the host stays short."""
 SWAP_STEP: Mapping[str, int] = {"soft": 64 * MIB, "hard": 192 * MIB, "low": 384 * MIB}
 """Bytes that one tick swaps at most."""
 MOST_STALLED = 0.2
@@ -56,7 +58,8 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     seconds = (now.taken - before.taken) / 1e9 if before else 0.0
     seconds = seconds if 0 < seconds <= LONGEST else 0.0
     seen = [_look(guest, now, before, seconds) for guest in guests]
-    short = _Short(reclaim.with_room(found, host.memory_available, host.room_asked, reserve), host, reserve)
+    acting = reclaim.with_room(found, host.memory_available, host.room_asked, reserve)
+    short = _Short(acting, host, reserve, before.short if before and seconds else 0)
     balloons, missing = _balloons(seen, short, now.taken) if policy.balloon == "manage" else ((), short.due)
     stalled = _stalled(host, before, seconds)
     pageouts = _pageouts(seen, short, missing, stalled) if policy.swap == "manage" else ()
@@ -65,6 +68,7 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
         boot=now.boot,
         state=found,
         stalled=host.memory_stalled,
+        short=short.before + 1 if acting in SHORT else 0,
         guests={one.guest.uuid: _remembered(one, now.taken) for one in seen},
     )
     memory, aim = sharing.decide(now, before, memory, policy)
@@ -82,6 +86,8 @@ class _Short:
     state: str
     host: HostSample
     reserve: int
+    before: int
+    """How many looks in a row it was short before this one."""
 
     @property
     def free(self) -> int:
@@ -90,8 +96,14 @@ class _Short:
 
     @property
     def due(self) -> int:
-        """Bytes that are to be taken from guests."""
+        """Bytes that are missing."""
         return reclaim.deficit(self.free, self.reserve) if self.state in SHORT else 0
+
+    @property
+    def goal(self) -> int:
+        """Bytes that balloons are to take: more each time where what they took has not sufficed, since somebody takes
+        it as fast."""
+        return self.due << min(self.before, MOST_DOUBLED)
 
     @property
     def why(self) -> str:
@@ -166,9 +178,8 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     if missing:
         reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
     if short.state in SHORT or missing:
-        due = short.due + missing
-        smaller, freed = _smaller(idle, due)
-        missing = max(0, due - freed)
+        smaller, freed = _smaller(idle, short.goal + missing)
+        missing = max(0, short.due + missing - freed)
         reasons |= {name: _why_smaller(claims[name], short.why, idle) for name in smaller}
         targets |= smaller
     elif room := reclaim.surplus(short.free - min(wanted, last), short.reserve):

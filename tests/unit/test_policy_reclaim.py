@@ -356,3 +356,16 @@ def test_room_never_makes_for_more_haste_than_there_is_need(available: int, aske
     order = ["high", "clear", "soft", "hard", "low"]
     assert order.index(acting) >= order.index(found)
     assert acting != "low" or found == "low"
+
+
+def test_a_host_that_stays_short_takes_more_each_time() -> None:
+    idle = guest("idle", 64 * MIB, actual=4 * GIB, size=4 * GIB)
+    now = snapshot(RESERVE, idle)
+    now = replace(now, host=replace(now.host, memory_available=RESERVE - MIB)) if now.host else now
+    before, taken = None, []
+    for number in range(6):
+        plan = decide(replace(now, taken=now.taken + number * 2 * SECOND), before, POLICY)
+        before = plan.memory
+        taken.append(4 * GIB - int(str(plan.balloons[0].new)))
+    assert taken == pytest.approx([taken[0] * 2 ** min(n, memory_tick.MOST_DOUBLED) for n in range(6)], rel=0.01)
+    assert not plan.pageouts
