@@ -32,6 +32,9 @@ LAST_TICK = 120
 OVERHEAD = 64 * MIB
 """What QEMU takes besides the guest's memory: 65 to 75 MiB of an emulated guest that was at work for a minute."""
 WAIT = 30.0
+STILL = 6.0
+"""Seconds after which no more room is to be expected where there has come none for so long: three of the ticks that
+come while a host is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ def made(
     hypervisor: Hypervisor, beginnings: Callable[[MemoryPolicy], Mapping[str, Beginning]], say: Callable[[str], None]
 ) -> Iterator[None]:
     """Have room made for guests, by name, which are started in the block: asks the controller, where one is at work,
-    and waits until there is room, `WAIT` seconds at most. Whether what there is then suffices, admission says.
+    for all that they may take, and waits for as long as it gets nearer to that, `WAIT` seconds at most. Whether what
+    there is then suffices for a beginning, admission says.
 
     The hypervisor's lock must not be held: the tick needs it. Raises KvmctlError.
     """
@@ -97,7 +101,7 @@ def made(
         return
     policy, now = host_policy().memory, memory.read()
     reserve = reserve_of(policy, now.total)
-    taken = {name: one.taken(now.available, reserve) for name, one in beginnings(policy).items()}
+    taken = {name: one.size + OVERHEAD for name, one in beginnings(policy).items()}
     wanted = sum(taken.values())
     if not taken or now.available - wanted >= reserve:
         yield
@@ -105,7 +109,7 @@ def made(
     say(f"making room: {human_size(wanted)} for {', '.join(taken)}, and {human_size(now.available)} are available")
     try:
         _ask(hypervisor, taken)
-        until(lambda: memory.read().available, lambda found: found - wanted >= least_available(reserve), WAIT)
+        until(_Progress(wanted + least_available(reserve)).look, bool, WAIT)
         # It is kept for them while they boot.
         _ask(hypervisor, taken)
         yield
@@ -113,6 +117,20 @@ def made(
         for name in taken:
             room.drop(hypervisor.uri, name)
         raise
+
+
+class _Progress:
+    """Whether it is no use to wait any longer for so many bytes."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.best, self.since = wanted, 0, time.monotonic()
+
+    def look(self) -> bool:
+        """True where there is enough, or where it has not become more for a while."""
+        found, now = memory.read().available, time.monotonic()
+        if found > self.best + MIB:
+            self.best, self.since = found, now
+        return found >= self.wanted or now - self.since >= STILL
 
 
 def _ask(hypervisor: Hypervisor, taken: Mapping[str, int]) -> None:

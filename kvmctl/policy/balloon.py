@@ -18,7 +18,7 @@ IDLE_TAX = 0.75
 IDLE_COST = 1 / (1 - IDLE_TAX)
 """What an idle page costs where a used one costs 1."""
 
-LEAST_MARGIN, MOST_MARGIN, MARGIN_PART = 40 * MIB, 256 * MIB, 12
+LEAST_MARGIN, MOST_MARGIN, MARGIN_PART = 32 * MIB, 256 * MIB, 16
 """Bytes, and the part of its size, that a guest is left beyond what it needs. A guest without margin lives on
 `autodeflate`: it gains nothing and risks everything."""
 CACHE_PART = 0.5

@@ -127,9 +127,9 @@ def why(steps: Sequence[Step]) -> str:
     if bad is None:
         return "not reached"
     if bad.refused:
-        return f"{bad.guests}: {bad.refused}"
+        return f"{bad.guests}: {bad.refused.partition(' promised: ')[2][:60] or bad.refused[:60]}"
     if bad.dead:
-        return f"{bad.guests}: {', '.join(bad.dead)} killed"
+        return f"{bad.guests}: {len(bad.dead)} killed"
     return f"{bad.guests}: worst at {percent(bad.least)}"
 
 

@@ -1,9 +1,12 @@
 import itertools
+import json
+from dataclasses import asdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import memfigures, peers
+from tests.bench import memfigures, memreport, peers
 from tests.bench.memfigures import Step, density_row, longest_below, most, percentile, rate, well_again, why
 from tests.bench.memguest import MIXES, SIZE, Guest, Report, Reports, command_line, parse, random_phases
 from tests.bench.memory import read_options
@@ -99,9 +102,11 @@ def test_the_density_ends_at_the_first_step_that_is_not_good() -> None:
     steps = [step(1), step(2), step(3, least=0.9), step(4)]
     assert most(steps) == steps[1]
     assert why(steps) == "3: worst at 90.0 %"
-    assert why([step(1), step(2, dead=("a",))]) == "2: a killed"
+    assert why([step(1), step(2, dead=("a",))]) == "2: 1 killed"
     assert why([step(1), step(2, refused="refused: too much")]) == "2: refused: too much"
     assert why([step(1)]) == "not reached"
+    long = "refused: error: this host cannot keep what would be promised: available memory: 3 < 4"
+    assert why([step(1), step(2, refused=long)]) == "2: available memory: 3 < 4"
     row = density_row(("standard", "none", "x"), steps, 1)
     assert row[3:5] == ("2", "2.00")
     assert len(row) == len(memfigures.DENSITY_HEAD)
@@ -176,3 +181,26 @@ def test_proxmox_gives_to_the_pressed_first() -> None:
     host = HostView(2000 * MIB, 1000 * MIB)
     mixed = [*guests(300, unused=200), GuestView("tight", 512 * MIB, 300 * MIB, 5 * MIB)]
     assert proxmox(host, mixed, 256 * MIB) == {"tight": 400 * MIB}
+
+
+def test_runs_of_single_policies_make_one_table_and_one_picture() -> None:
+    documents = [
+        {
+            "density": [
+                {"key": {"mix": "standard", "swap": swap, "policy": name}, "found": [asdict(one) for one in steps]}
+            ]
+        }
+        for swap, name, steps in (
+            ("zram", "kvmctl", [step(1), step(2), step(3)]),
+            ("none", "kvmctl", [step(1), step(2)]),
+            ("none", "none", [step(1), step(2, least=0.5)]),
+        )
+    ]
+    found = memreport.densities(json.loads(json.dumps(documents)))
+    assert list(found) == [("standard", *rest) for rest in (("none", "none"), ("none", "kvmctl"), ("zram", "kvmctl"))]
+    without, zram = memreport.tables(found)
+    assert "| 2.00" in without
+    assert "| 3.00" in zram, "a multiple of what there is without policy and swap"
+    picture = ElementTree.fromstring(memreport.svg(found, "standard", 3 * GIB, 512 * MIB))
+    said = [text.text for text in picture.iter() if text.tag.endswith("text")]
+    assert "3 guests, 50% of the memory" in said
