@@ -106,9 +106,15 @@ def _print(app: App, found: Mapping[str, Any]) -> None:
 @click.option(
     "--sleep-millisecs", type=click.IntRange(1, 60_000), metavar="MS", help="Milliseconds between rounds (20)."
 )
+@click.option(
+    "--merge-across-nodes/--no-merge-across-nodes",
+    "across",
+    default=None,
+    help="Merge pages of different NUMA nodes or not; to change it, all that is merged is taken apart first.",
+)
 @click.option("--force", is_flag=True, help="Also overwrite what someone else has changed since kvmctl did.")
 @pass_app
-def enable(app: App, pages_to_scan: int | None, sleep_millisecs: int | None, force: bool) -> None:
+def enable(app: App, pages_to_scan: int | None, sleep_millisecs: int | None, across: bool | None, force: bool) -> None:
     """Merge equal pages. What was set before is remembered, and `disable` puts it back.
 
     Where the kernel has an advisor it chooses the pace, else 1000 pages every 20 ms. Guests with
@@ -118,12 +124,13 @@ def enable(app: App, pages_to_scan: int | None, sleep_millisecs: int | None, for
     Example:
       kvmctl ksm enable
       kvmctl ksm enable --pages-to-scan 2000 --sleep-millisecs 10
+      kvmctl ksm enable --no-merge-across-nodes
     """
     from kvmctl.control import ksm as control
     from kvmctl.host.ksm import KsmSettings
 
     control.refuse_other_machine(app.uri)
-    _report(app, *control.enable(KsmSettings(pages_to_scan, sleep_millisecs), force))
+    _report(app, *control.enable(KsmSettings(pages_to_scan, sleep_millisecs, across), force))
 
 
 @ksm.command(short_help="Stop merging, and put back what was set before.")

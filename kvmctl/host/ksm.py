@@ -27,6 +27,8 @@ PAGES_TO_SCAN = 1000
 there is something to merge. The kernel's own 100 take minutes to merge anything between guests."""
 SLEEP_MILLISECS = 20
 
+NODES = "merge_across_nodes"
+
 _STOP, _MERGE, _UNMERGE = 0, 1, 2
 
 
@@ -38,6 +40,8 @@ class KsmSettings:
     pages_to_scan: int | None = None
     """Pages a round; setting it turns the kernel's advisor off, which would set it itself."""
     sleep_millisecs: int | None = None
+    merge_across_nodes: bool | None = None
+    """Whether pages of different NUMA nodes merge; to change it, all that is merged is taken apart first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +117,16 @@ def enable(settings: KsmSettings, journal: Journal, force: bool = False, root: P
     """Let the kernel merge equal pages, and read back what it took.
 
     `force` overrides foreign changes of what `settings` leaves to the defaults. Raises RefusedError where
-    this kernel has no KSM, UnreachableError for who may not change it.
+    this kernel has no KSM or too little memory is there for taking apart what is merged, UnreachableError for who may
+    not change it.
     """
     _check(root)
+    done = []
+    if settings.merge_across_nodes is not None:
+        done.append(_merge_across(settings.merge_across_nodes, journal, root))
     asked = {"run", *(name for name in ("pages_to_scan", "sleep_millisecs") if getattr(settings, name) is not None)}
     asked |= {"advisor_mode"} if settings.pages_to_scan is not None else set()
     entries = journal.entries(KIND)
-    done = []
     for name, wanted in _wanted(settings, root).items():
         present = _value(root, name)
         if present is None:
@@ -137,6 +144,32 @@ def enable(settings: KsmSettings, journal: Journal, force: bool = False, root: P
             setting = replace(setting, reason=f"kvmctl had written {entry.new}, and someone else {present}")
         done.append(setting)
     return done
+
+
+def _merge_across(wanted: bool, journal: Journal, root: Path) -> Setting:
+    """Have pages of different nodes merge or not, before `run` is set. Raises RefusedError, with nothing changed."""
+    present, entry = _value(root, NODES), journal.entries(KIND).get(NODES)
+    if present is None:
+        said = f"this kernel has no NUMA nodes to tell apart ({root / NODES} does not exist)"
+        if not wanted:
+            raise RefusedError(f"{said}, so pages merge wherever they are", "leave --no-merge-across-nodes out")
+        return Setting(NODES, "1", "1", "1", said)
+    setting = _set_nodes(present, str(int(wanted)), journal, root)
+    if entry is not None and entry.new is not None and present != entry.new and not setting.reason:
+        return replace(setting, reason=f"kvmctl had written {entry.new}, and someone else {present}")
+    return setting
+
+
+def _set_nodes(present: str, wanted: str, journal: Journal | None, root: Path) -> Setting:
+    """The kernel takes it only while nothing is merged (Documentation/admin-guide/mm/ksm.rst): leaves `run` at 2 where
+    anything was to be changed. Raises RefusedError unless all that is merged fits in memory."""
+    if present == wanted:
+        return Setting(NODES, present, wanted, present)
+    _check_unmerge(root)
+    stopped = write(root, "run", _value(root, "run") or "", str(_UNMERGE), journal)
+    if stopped.result == "not applied":
+        return Setting(NODES, present, wanted, present, f"what is merged could not be taken apart: {stopped.reason}")
+    return write(root, NODES, present, wanted, journal)
 
 
 def _check(root: Path) -> None:
@@ -232,9 +265,19 @@ def put_back(name: str, entry: Entry, journal: Journal, force: bool = False, roo
         return Setting(name, present, old, present, _foreign(present, entry), respected=True)
     if name == "run" and old == str(_UNMERGE) and present != old:
         _check_unmerge(root)
-    setting = write(root, name, present, old)
+    setting = _put_nodes_back(present, old, root) if name == NODES else write(root, name, present, old)
     if setting.result != "not applied":
         journal.forget(KIND, name)
+    return setting
+
+
+def _put_nodes_back(present: str, old: str, root: Path) -> Setting:
+    run = _value(root, "run") or ""
+    try:
+        setting = _set_nodes(present, old, None, root)
+    except RefusedError as error:
+        return Setting(NODES, present, old, present, error.message)
+    write(root, "run", _value(root, "run") or "", run)
     return setting
 
 

@@ -85,7 +85,8 @@ def _switches(ksm: KsmSample, nodes: int) -> Iterator[str]:
     if ksm.run == 2:
         yield "it is told to undo all merging (run is 2): kvmctl ksm enable"
     if ksm.merge_across_nodes == 0 and nodes > 1:
-        yield f"pages merge only within each of the {nodes} NUMA nodes (merge_across_nodes is 0)"
+        text = f"pages merge only within each of the {nodes} NUMA nodes (merge_across_nodes is 0)"
+        yield f"{text}: kvmctl ksm enable --merge-across-nodes"
 
 
 def _guests(guests: Sequence[GuestSample], hugepages: Collection[str]) -> Iterator[str]:

@@ -15,7 +15,15 @@ pytestmark = pytest.mark.booted
 
 SAME_MIB = 32
 SAME_PAGES = SAME_MIB * (1 << 20) // PAGE_SIZE
-WRITABLE = ("advisor_mode", "pages_to_scan", "sleep_millisecs", "use_zero_pages", "smart_scan", "run")
+WRITABLE = (
+    "merge_across_nodes",
+    "advisor_mode",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "use_zero_pages",
+    "smart_scan",
+    "run",
+)
 """In the order in which they can be put back: the advisor sets pages_to_scan."""
 SECONDS = 300
 
@@ -33,6 +41,8 @@ def before() -> Iterator[dict[str, str]]:
     yield found
     for name, value in found.items():
         if settings()[name] != value:
+            if name == ksm.NODES:
+                (ksm.ROOT / "run").write_text("2")  # the kernel takes it only with nothing merged
             (ksm.ROOT / name).write_text(value)
 
 
@@ -96,6 +106,30 @@ def test_equal_memory_merges_only_of_guests_that_share_and_all_is_put_back(
     assert settings() == before
     assert merging(first, second) == [0, 0]
     assert changed_by_kvmctl(kvmctl) == {}
+
+
+def test_merging_across_nodes_is_changed_while_pages_are_merged(
+    kvmctl: Kvmctl, boot: Callable[..., Guest], before: dict[str, str]
+) -> None:
+    if ksm.NODES not in before:
+        assert "no NUMA nodes" in kvmctl("ksm", "enable", "--no-merge-across-nodes", code=5).err
+        return
+    first, second = boot(), boot()
+    kvmctl("ksm", "enable", "--pages-to-scan", 5000, "--sleep-millisecs", 10)
+
+    def merged() -> bool:
+        return all(merging(first, second))
+
+    until(merged, bool, SECONDS, "pages that are merged")
+    other = "0" if before[ksm.NODES] == "1" else "1"
+    word = "--merge-across-nodes" if other == "1" else "--no-merge-across-nodes"
+    rows = kvmctl("-o", "json", "ksm", "enable", word, "--pages-to-scan", 5000, "--sleep-millisecs", 10).json()
+    assert [(row["result"], row["found"]) for row in rows if row["file"] == ksm.NODES] == [("changed", other)]
+    assert (settings()[ksm.NODES], settings()["run"]) == (other, "1")
+    until(merged, bool, SECONDS, "pages that are merged again")
+    undone = {row["name"]: row for row in kvmctl("-o", "json", "host", "restore").json()}
+    assert undone[ksm.NODES]["result"] == "changed"
+    assert settings() == before
 
 
 def changed_by_kvmctl(kvmctl: Kvmctl) -> dict[str, Any]:

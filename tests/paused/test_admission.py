@@ -18,7 +18,7 @@ from tests.support import Guest
 pytestmark = pytest.mark.paused
 
 PLENTY = "memory: {overcommit: 10000%, cover: 0%}\n"
-LOW = "memory: {reserve: 1PiB, overcommit: 10000%, cover: 0%}\n"
+LOW = "memory: {reserve: 1000TiB, overcommit: 10000%, cover: 0%}\n"
 """A host that keeps more than it has is as short of memory as can be."""
 
 

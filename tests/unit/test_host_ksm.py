@@ -19,7 +19,15 @@ NEW = OLD | {
     "general_profit": "0", "use_zero_pages": "0", "ksm_zero_pages": "0", "smart_scan": "1",
     "advisor_mode": "[none] scan-time",
 }  # fmt: skip
-WRITABLE = ("run", "pages_to_scan", "sleep_millisecs", "use_zero_pages", "smart_scan", "advisor_mode")
+WRITABLE = (
+    "run",
+    "merge_across_nodes",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "use_zero_pages",
+    "smart_scan",
+    "advisor_mode",
+)
 
 
 class Host:
@@ -98,6 +106,57 @@ def test_enabling_twice_changes_nothing_and_still_remembers_the_first_values(old
     old.enable(pages_to_scan=50)
     old.disable()
     assert old.now() == before
+
+
+def test_merging_across_nodes_is_changed_with_nothing_merged_and_put_back(old: Host) -> None:
+    before = old.now()
+    done = old.enable(merge_across_nodes=False)
+    assert next(iter(done)) == ksm.NODES
+    assert (done[ksm.NODES].result, done["run"].old, done["run"].result) == ("changed", "2", "changed")
+    assert (old.now()[ksm.NODES], old.now()["run"]) == ("0", "1")
+    assert old.enable(merge_across_nodes=False)[ksm.NODES].result == "unchanged"
+    assert old.enable()["run"].result == "unchanged", "it is not taken apart for nothing"
+    assert ksm.NODES not in old.enable()
+    undone = old.disable()
+    assert undone[ksm.NODES].result == "changed"
+    assert old.now() == before
+    assert old.journal.entries(ksm.KIND) == {}
+
+
+def test_merged_pages_are_not_taken_apart_where_they_do_not_fit(old: Host) -> None:
+    old.write(pages_sharing=str(1 << 40), run="1")
+    before = old.now()
+    with pytest.raises(RefusedError, match="unmerging needs"):
+        old.enable(merge_across_nodes=False)
+    assert old.now() == before
+    assert old.journal.entries(ksm.KIND) == {}
+
+
+def test_what_does_not_fit_any_more_keeps_the_rest_from_nothing(old: Host) -> None:
+    old.enable(merge_across_nodes=False, sleep_millisecs=50)
+    old.write(pages_sharing=str(1 << 40))
+    undone = old.disable()
+    assert (undone[ksm.NODES].result, undone["sleep_millisecs"].result) == ("not applied", "changed")
+    assert "unmerging needs" in undone[ksm.NODES].reason
+    assert list(old.journal.entries(ksm.KIND)) == [ksm.NODES], "it can be put back later"
+    old.write(pages_sharing="0")
+    assert old.disable()[ksm.NODES].result == "changed"
+
+
+def test_a_host_that_merged_before_goes_on_merging(old: Host) -> None:
+    old.write(run="1")
+    old.enable(merge_across_nodes=False)
+    old.disable()
+    assert (old.now()["run"], old.now()[ksm.NODES]) == ("1", "1")
+
+
+def test_a_kernel_without_nodes_says_so(old: Host) -> None:
+    (old.root / ksm.NODES).unlink()
+    with pytest.raises(RefusedError, match="no NUMA nodes"):
+        old.enable(merge_across_nodes=False)
+    assert old.now()["run"] == "0"
+    done = old.enable(merge_across_nodes=True)[ksm.NODES]
+    assert (done.result, "no NUMA nodes" in done.reason) == ("unchanged", True)
 
 
 def test_a_foreign_change_is_named_and_left_alone(old: Host) -> None:

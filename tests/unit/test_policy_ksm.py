@@ -94,7 +94,8 @@ def test_merging_that_finds_no_equal_pages() -> None:
         (
             replace(KSM, merge_across_nodes=0),
             [guest("a")],
-            "pages merge only within each of the 2 NUMA nodes (merge_across_nodes is 0)",
+            "pages merge only within each of the 2 NUMA nodes (merge_across_nodes is 0): "
+            "kvmctl ksm enable --merge-across-nodes",
         ),
     ],
 )
