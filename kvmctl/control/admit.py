@@ -131,12 +131,13 @@ def _verdicts(
     yield "memory overcommit", admit_overcommit(running, wish.promises, room, policy.overcommit)
     if not wish.begin and not wish.growth:
         return  # what takes no memory makes nothing worse
-    yield "available memory", admit_state(now.available, reserve_of(policy, now.total), wish.taken)
+    available = memory.left_for_guests(now)
+    yield "available memory", admit_state(available, reserve_of(policy, now.total), wish.taken)
     merged = ksm.sample()
     shared, ballooned = saved(merged) if merged else 0, _ballooned(hypervisor)
     yield (
         "what would be needed back",
-        admit_unshare(shared, ballooned, policy.cover, now.available, now.swap_free, wish.growth),
+        admit_unshare(shared, ballooned, policy.cover, available, now.swap_free, wish.growth),
     )
 
 

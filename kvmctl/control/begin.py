@@ -40,4 +40,4 @@ def _first_target(domain: Any) -> int | None:
     if not hypervisor.local or not is_ticking(hypervisor):
         return None
     policy, now = host_policy().memory, memory.read()
-    return beginning(domain, policy).low(now.available, reserve_of(policy, now.total))
+    return beginning(domain, policy).low(memory.left_for_guests(now), reserve_of(policy, now.total))

@@ -68,6 +68,8 @@ class HostMemory:
     reservable: int | None = None
     """The memory for guests: what they may reserve together."""
     available: int | None = None
+    left: int | None = None
+    """What guests can still have of it: less where their common control group is near its limit."""
     swap_total: int | None = None
     swap_used: int | None = None
     ksm_saved: int | None = None
@@ -145,12 +147,14 @@ def _host(hypervisor: Hypervisor) -> HostMemory:
     policy, now, merged = host_policy().memory, memory.read(), ksm.sample()
     reserve = reserve_of(policy, now.total)
     remembered, _note = remember.recall(hypervisor.uri)
-    found = reclaim.state(now.available, reserve, reclaim.state_named(_state_before(remembered)))
+    left = memory.left_for_guests(now)
+    found = reclaim.state(left, reserve, reclaim.state_named(_state_before(remembered)))
     return HostMemory(
         total=now.total,
         reserve=reserve,
         reservable=reclaim.guests_memory(now.total, policy.reserve, policy.limit, memory.guests_limit()),
         available=now.available,
+        left=left,
         swap_total=now.swap_total,
         swap_used=now.swap_total - now.swap_free,
         ksm_saved=saved(merged) if merged else None,
@@ -203,6 +207,9 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
 def _notes(lines: Sequence[MemoryLine], host: HostMemory) -> Iterator[str]:
     if host.state not in (None, "high"):
         yield f"the host is in the state {host.state}: kvmctl rebalance {host.next}"
+    if host.left is not None and host.available is not None and host.left < host.available:
+        left, available = human_size(host.left), human_size(host.available)
+        yield f"the limit of the guests' control group leaves them {left} of the {available} available"
     for line in lines:
         if line.fixed:
             yield f"{line.name}: its memory counts whole, {line.fixed}"

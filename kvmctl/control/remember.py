@@ -100,6 +100,9 @@ def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
                 host_faults=_optional(int, guest["host_faults"]),
                 calm=float(guest["calm"]),
                 calm_until=int(guest["calm_until"]),
+                target=_optional(int, guest.get("target")),
+                actual=_optional(int, guest.get("actual")),
+                moved=int(guest.get("moved", 0)),
             )
             for uuid, guest in value["guests"].items()
         },

@@ -65,7 +65,8 @@ def beginning(domain: Any, policy: MemoryPolicy) -> Beginning:
     root = tree.read(domains.definition(domain))
     size, promise = reclaimable.memory_size(root) or 0, metadata.promise_in(root)
     left_alone = policy.balloon == "leave" or not promise.rebalance or bool(reclaimable.memory_fixed(root))
-    told = not left_alone and bool(reclaimable.stats_period(root))
+    # One that was saved does not boot: it goes on with all that it uses.
+    told = not left_alone and bool(reclaimable.stats_period(root)) and not domains.has_saved_state(domain)
     return Beginning(size, first_target(size, promise.memory_reservation) if told else None)
 
 
@@ -100,13 +101,13 @@ def made(
         yield
         return
     policy, now = host_policy().memory, memory.read()
-    reserve = reserve_of(policy, now.total)
+    reserve, available = reserve_of(policy, now.total), memory.left_for_guests(now)
     taken = {name: one.size + OVERHEAD for name, one in beginnings(policy).items()}
     wanted = sum(taken.values())
-    if not taken or now.available - wanted >= reserve:
+    if not taken or available - wanted >= reserve:
         yield
         return
-    say(f"making room: {human_size(wanted)} for {', '.join(taken)}, and {human_size(now.available)} are available")
+    say(f"making room: {human_size(wanted)} for {', '.join(taken)}, and {human_size(available)} are available")
     try:
         _ask(hypervisor, taken)
         until(_Progress(wanted + least_available(reserve)).look, bool, WAIT)
@@ -127,7 +128,7 @@ class _Progress:
 
     def look(self) -> bool:
         """True where there is enough, or where it has not become more for a while."""
-        found, now = memory.read().available, time.monotonic()
+        found, now = memory.left_for_guests(memory.read()), time.monotonic()
         if found > self.best + MIB:
             self.best, self.since = found, now
         return found >= self.wanted or now - self.since >= STILL
@@ -145,4 +146,4 @@ def first_bytes(hypervisor: Hypervisor, domains_: Iterable[Any], specs: Iterable
         return 0
     policy, now = host_policy().memory, memory.read()
     found = [beginning(domain, policy) for domain in domains_] + [of_spec(spec, policy) for spec in specs]
-    return sum(one.taken(now.available, reserve_of(policy, now.total)) for one in found)
+    return sum(one.taken(memory.left_for_guests(now), reserve_of(policy, now.total)) for one in found)

@@ -78,12 +78,42 @@ def _visible_limit(root: Path) -> tuple[int | None, int | None]:
 
 def guests_limit(root: Path = _ROOT) -> int | None:
     """Bytes that the guests' common control group may have; None where it has no limit, or is not there yet."""
+    found = _guests_group(root)
+    return found[1] if found else None
+
+
+def guests_available(root: Path = _ROOT) -> int | None:
+    """Bytes that guests can still have until the kernel has to take memory from one of them, or kill it, because their
+    common control group has reached its limit; None where it has none. What the group has cached of files counts as
+    free: it goes first."""
+    found = _guests_group(root)
+    if found is None:
+        return None
+    directory, limit, version = found
+    used = read_int(directory / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+    if used is None:
+        return None
+    prefix = "" if version == 2 else "total_"
+    lines = (line.split() for line in (read_permitted(directory / "memory.stat") or "").splitlines())
+    figures = {fields[0]: int(fields[1]) for fields in lines if len(fields) == 2 and fields[1].isdecimal()}
+    cached = sum(figures.get(f"{prefix}{name}", 0) for name in ("active_file", "inactive_file"))
+    return max(0, limit - max(0, used - cached))
+
+
+def left_for_guests(now: Memory, root: Path = _ROOT) -> int:
+    """Bytes that guests can still have of a host whose memory is `now`, and of their common control group's limit."""
+    bound = guests_available(root)
+    return now.available if bound is None else min(now.available, bound)
+
+
+def _guests_group(root: Path) -> tuple[Path, int, int] | None:
+    """The guests' common control group where it has a limit, that, and the version of its hierarchy."""
     for mount in cgroup.mounts(root / "proc"):
         file = "memory.max" if mount.version == 2 else "memory.limit_in_bytes" if "memory" in mount.controllers else ""
         for name in cgroup.PARENTS if file else ():
             limit = read_int(mount.point / name / file)
             if limit is not None and limit < _NO_LIMIT:
-                return limit
+                return mount.point / name, limit, mount.version
     return None
 
 

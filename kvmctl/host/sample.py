@@ -26,6 +26,7 @@ def host(tsc_hz: int | None = None) -> HostSample:
         ksm=ksm.sample(),
         online=online,
         guests_limit=memory.guests_limit(),
+        guests_available=memory.guests_available(),
         memory_stalled=stall.some_seconds if (stall := memory.pressure("memory")) else None,
         busy=cpu.busy(),
     )

@@ -63,6 +63,8 @@ class HostSample:
     """The CPUs that run tasks."""
     guests_limit: int | None = None
     """Bytes that the guests' common control group may have; None is no limit."""
+    guests_available: int | None = None
+    """Bytes that are left of that; None where there is no limit."""
     memory_stalled: float | None = None
     """Seconds since boot for which some task waited for memory; None where the kernel keeps no account."""
     busy: int | None = None

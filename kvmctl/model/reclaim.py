@@ -21,6 +21,12 @@ class ReclaimGuest:
     """Seconds for which it was last left alone after it was short of memory."""
     calm_until: int = 0
     """Monotonic nanoseconds until which nothing is taken from it."""
+    target: int | None = None
+    """Bytes that its balloon was told to leave it, as long as it leaves it more."""
+    actual: int | None = None
+    """Bytes that its balloon left it at the last look."""
+    moved: int = 0
+    """Monotonic nanoseconds of when its balloon was last seen to move, or told to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.reclaim import PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import GuestSample
 from kvmctl.model.units import MIB, human_size
-from kvmctl.policy import balloon, reclaim, sharing
+from kvmctl.policy import balloon, driver, reclaim, sharing
 from kvmctl.policy.balloon import BalloonClaim
 from kvmctl.policy.memory import REPORT_SECONDS, is_fresh, reserve_of
 
@@ -43,6 +43,8 @@ class _Seen:
     pressed: bool
     thrashes: bool
     memory: ReclaimGuest
+    stuck: bool = False
+    """Whether its balloon does not follow: nothing that it is told to take counts as freed."""
 
 
 def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) -> ReclaimPlan:
@@ -51,6 +53,7 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     guests = [guest for guest in now.guests if guest.state == "running" and guest.promise is not None]
     if host is None or host.memory_total <= 0:
         return ReclaimPlan(None, (), None, (), (), (), None)
+    host = replace(host, memory_available=least_of(host))
     if before is not None and before.boot != now.boot:
         before = None
     reserve = reserve_of(policy, host.memory_total)
@@ -69,7 +72,7 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
         state=found,
         stalled=host.memory_stalled,
         short=short.before + 1 if acting in SHORT else 0,
-        guests={one.guest.uuid: _remembered(one, now.taken) for one in seen},
+        guests={one.guest.uuid: _remembered(one, balloons, now.taken) for one in seen},
     )
     memory, aim = sharing.decide(now, before, memory, policy)
     scores = tuple(_scores(guests))
@@ -77,6 +80,12 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     alert = short.state in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
     reports = tuple(_reports(guests)) if policy.balloon == "manage" else ()
     return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert, reports)
+
+
+def least_of(host: HostSample) -> int:
+    """Bytes that guests can still have: of the host, and of what their common control group may have."""
+    bound = host.guests_available
+    return host.memory_available if bound is None else min(host.memory_available, bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,8 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     rate = _rate(old.faults if old else None, faults, seconds)
     host_rate = _rate(old.host_faults if old else None, host_faults, seconds)
     thrashes = host_rate is not None and host_rate > MOST_HOST_FAULTS
+    if stats.current is not None:
+        memory = driver.followed(memory, stats.current, now.taken)
     why = _left_alone(guest, now.clock)
     if why:
         return _Seen(guest, None, None, why, pressed=False, thrashes=thrashes, memory=memory)
@@ -132,7 +143,7 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     size = guest.memory_size or stats.maximum or stats.current
     claim, lean = (_claim(guest, size, keep_cache=keep) for keep in (True, False))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
-    return _Seen(guest, claim, lean, "", pressed, thrashes, memory)
+    return _Seen(guest, claim, lean, "", pressed, thrashes, memory, driver.is_stuck(memory, now.taken))
 
 
 def _claim(guest: GuestSample, size: int, *, keep_cache: bool) -> BalloonClaim:
@@ -158,7 +169,7 @@ def _left_alone(guest: GuestSample, clock: float) -> str:
         return f"what its balloon driver last said is {clock - stats.last_update:.0f} s old"
     if stats.usable is None:
         return "its balloon driver does not say how much memory is usable"
-    return ""
+    return driver.impossible(stats)
 
 
 def _rate(old: int | None, new: int | None, seconds: float) -> float | None:
@@ -178,7 +189,7 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     if missing:
         reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
     if short.state in SHORT or missing:
-        smaller, freed = _smaller(idle, short.goal + missing)
+        smaller, freed = _smaller([one for one in idle if not one.stuck], short.goal + missing)
         missing = max(0, short.due + missing - freed)
         reasons |= {name: _why_smaller(claims[name], short.why, idle) for name in smaller}
         targets |= smaller
@@ -293,19 +304,26 @@ def _reports(guests: Sequence[GuestSample]) -> Iterator[Change]:
             yield Change(guest.name, "memory.reports", 0, REPORT_SECONDS, reason=reason)
 
 
-def _remembered(one: _Seen, taken: int) -> ReclaimGuest:
-    if not (one.pressed or one.thrashes):
-        return one.memory
-    if one.memory.calm_until > taken:
-        return one.memory
-    calm = balloon.calm(one.memory.calm)
-    return replace(one.memory, calm=calm, calm_until=taken + round(calm * 1e9))
+def _remembered(one: _Seen, balloons: Sequence[Change], taken: int) -> ReclaimGuest:
+    memory = one.memory
+    for change in balloons:
+        if change.guest == one.guest.name and isinstance(change.new, int):
+            memory = driver.told(memory, change.new, taken)
+    if not (one.pressed or one.thrashes) or memory.calm_until > taken:
+        return memory
+    calm = balloon.calm(memory.calm)
+    return replace(memory, calm=calm, calm_until=taken + round(calm * 1e9))
 
 
 def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) -> list[str]:
     if state not in SHORT:
         return []
     notes = [f"{one.guest.name}: its memory counts whole, {one.why}" for one in seen if one.claim is None]
+    notes += [
+        f"{one.guest.name}: its balloon does not follow, it has stood still for more than {driver.STUCK_SECONDS:.0f} s"
+        for one in seen
+        if one.stuck and one.claim
+    ]
     if missing and not host.swap_free:
         notes.append(
             f"the host is in the state {state} and {human_size(missing)} are missing beyond what balloons give: "

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ class Host:
         found = {name: (self.root / name).read_text().strip() for name in WRITABLE if (self.root / name).exists()}
         return {name: value.replace("[none] scan-time", "none") for name, value in found.items()}
 
-    def enable(self, force: bool = False, **wanted: int) -> dict[str, Setting]:
+    def enable(self, force: bool = False, **wanted: Any) -> dict[str, Setting]:
         return {s.file: s for s in ksm.enable(KsmSettings(**wanted), self.journal, force, self.root)}
 
     def disable(self, unmerge: bool = False, force: bool = False) -> dict[str, Setting]:
