@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
-from kvmctl.host import memory
 from kvmctl.hypervisor import live
 from kvmctl.model.units import MIB
 from kvmctl.policy import balloon
 from tests.conftest import Kvmctl
 from tests.hosts import PrivateHost, private_host
+from tests.shorthost import Lab, booted
 from tests.support import Console, Guest, until
 
 pytestmark = pytest.mark.booted
@@ -28,63 +26,12 @@ def host() -> Iterator[PrivateHost]:
         yield found
 
 
-class Lab:
-    """One booted guest, and ticks under a policy."""
-
-    def __init__(self, kvmctl: Kvmctl, host: PrivateHost, policy: Path, guest: Guest, line: Console) -> None:
-        self.kvmctl, self.host, self.policy, self.guest, self.line = kvmctl, host, policy, guest, line
-
-    def policy_is(self, text: str) -> None:
-        self.policy.write_text(f"memory: {{{text}}}\n")
-
-    def short(self, part: float = 0.8, rest: str = "") -> None:
-        """From now on the host has only that part available of what it is to keep."""
-        reserve = round(memory.read().available / part) // MIB
-        self.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, sharing: leave{rest}")
-
-    def run(self, *words: str, code: int | None = 0) -> Any:
-        env = {"KVMCTL_HOST_FILE": str(self.policy)}
-        return self.kvmctl("-c", self.host.uri, "-o", "json", *words, code=code, env=env).json()
-
-    def tick(self) -> dict[str, Any]:
-        """What the tick did with the guest, by field."""
-        return {row["field"]: row for row in self.run("rebalance") if row["name"] == self.guest.name}
-
-    def fresh(self) -> dict[str, Any]:
-        """The guest's line of the ledger, once its driver has reported."""
-
-        def line() -> dict[str, Any]:
-            found: dict[str, Any] = self.run("memory")["guests"][0]
-            return found
-
-        return until(line, lambda found: found["usable"] is not None, 90, "the guest's own figures")
-
-
 @pytest.fixture
 def lab(
     host: PrivateHost, kvmctl: Kvmctl, micro: MicroGuest, console: Callable[[Guest], Console], tmp_path: Path
 ) -> Iterator[Lab]:
-    policy = tmp_path / "host.yaml"
-    policy.write_text("memory: {overcommit: 10000%, sharing: leave, swap: leave}\n")
-    # Files of its own: this daemon runs QEMU as another user than the machine's, which knows whose its files are.
-    kernel, initrd = (
-        shutil.copy(path, host.folder / name) for path, name in ((micro.kernel, "k"), (micro.initrd, "i"))
-    )
-    text = (
-        "guests:\n  - name: squeezed\n    accelerator: tcg\n    cpu: {count: 1}\n"
-        "    memory: {size: 384MiB, reservation: 160MiB}\n"
-        f"    boot: {{kernel: {kernel}, initrd: {initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
-    )
-    kvmctl("-c", host.uri, "apply", "-f", "-", stdin=text, env={"KVMCTL_HOST_FILE": str(policy)})
-    with host.open() as hypervisor:
-        guest = Guest(hypervisor, "squeezed")
-        line = console(guest)
-        line.ready()
-        try:
-            yield Lab(kvmctl, host, policy, guest, line)
-        finally:
-            kvmctl("-c", host.uri, "host", "restore", code=None)
-            guest.remove()
+    with booted(host, kvmctl, micro, console, tmp_path / "host.yaml") as found:
+        yield found
 
 
 def test_an_idle_guest_gives_memory_to_a_short_host_and_has_it_back(lab: Lab) -> None:
