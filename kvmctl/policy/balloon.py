@@ -96,9 +96,27 @@ def shrunk(claims: Sequence[BalloonClaim], amount: int) -> dict[str, int]:
     The portions P of what they hold together are such that all prices are equal where no bound binds: P = λ·S/(f +
     k·(1 - f)). Nobody's target is above what it has.
     """
-    lows = {claim.name: min(claim.actual, max(claim.floor, claim.actual - claim.size // STEP_PART)) for claim in claims}
+    lows = {claim.name: _low(claim) for claim in claims}
     total = sum(claim.actual for claim in claims)
     return _divided(claims, lows, {claim.name: claim.actual for claim in claims}, total - amount)
+
+
+def _low(claim: BalloonClaim) -> int:
+    """What it may be made in one tick."""
+    return min(claim.actual, max(claim.floor, claim.actual - claim.size // STEP_PART))
+
+
+def coarse(claims: Sequence[BalloonClaim], targets: Mapping[str, int]) -> dict[str, int]:
+    """As much taken as with these targets, and less than `FINEST` more, but from nobody less than that: a little of
+    each of many would be worth no move, so that some give it all, the lowest prices first. Who cannot is left."""
+    found = dict(targets)
+    fine = [claim for claim in claims if 0 < claim.actual - targets[claim.name] < FINEST]
+    left = sum(claim.actual - targets[claim.name] for claim in fine)
+    for claim in sorted(fine, key=lambda claim: (price(claim), claim.name)):
+        step = FINEST if left > 0 and claim.actual - _low(claim) >= FINEST else 0
+        found[claim.name] = claim.actual - step
+        left -= step
+    return found
 
 
 def grown(claims: Sequence[BalloonClaim], amount: int) -> dict[str, int]:

@@ -213,7 +213,7 @@ def _smaller(idle: Sequence[_Seen], due: int) -> tuple[dict[str, int], int]:
     targets: dict[str, int] = {}
     freed = 0
     for claims in ([one.claim for one in idle if one.claim], [one.lean for one in idle if one.lean]):
-        targets = balloon.shrunk(claims, due)
+        targets = balloon.coarse(claims, balloon.shrunk(claims, due))
         freed = sum(claim.actual - targets[claim.name] for claim in claims)
         if freed >= due:
             break

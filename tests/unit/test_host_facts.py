@@ -109,6 +109,41 @@ def test_no_limit_is_all_of_the_machine(tmp_path: Path, files: dict[str, str], k
     assert (found.total, found.limit) == (24684092 * 1024, None)
 
 
+STAT = (
+    "cache 9000\ntotal_active_file 1048576\ntotal_inactive_file 2097152\nactive_file 1048576\ninactive_file 2097152\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "options"),
+    [
+        ({"memory.limit_in_bytes": f"{2 << 30}\n", "memory.usage_in_bytes": f"{1 << 30}\n"}, "cgroup", "rw,memory"),
+        ({"memory.max": f"{2 << 30}\n", "memory.current": f"{1 << 30}\n"}, "cgroup2", "rw"),
+    ],
+)
+def test_a_limit_of_the_guests_group_leaves_them_what_is_not_used(
+    tmp_path: Path, files: dict[str, str], kind: str, options: str
+) -> None:
+    parent = "machine.slice" if kind == "cgroup2" else "machine"
+    in_parent = {f"{parent}/{name}": text for name, text in (files | {"memory.stat": STAT}).items()}
+    root = limited(tmp_path, in_parent, kind, options)
+    assert memory.guests_limit(root) == 2 << 30
+    assert memory.guests_available(root) == (1 << 30) + (3 << 20), "what is cached of files goes first"
+    assert memory.left_for_guests(memory.read(root), root) == (1 << 30) + (3 << 20)
+
+
+def test_a_limit_below_what_is_used_leaves_nothing(tmp_path: Path) -> None:
+    files = {"machine/memory.limit_in_bytes": "4096\n", "machine/memory.usage_in_bytes": f"{1 << 30}\n"}
+    root = limited(tmp_path, files, "cgroup", "rw,memory")
+    assert memory.guests_available(root) == 0
+
+
+def test_without_a_limit_guests_have_what_the_host_has(tmp_path: Path) -> None:
+    root = limited(tmp_path, {"machine.slice/memory.max": "max\n"}, "cgroup2", "rw")
+    assert memory.guests_available(root) is None
+    assert memory.left_for_guests(memory.read(root), root) == 20000000 * 1024
+
+
 def test_swap_areas_tell_zram_from_disks(tmp_path: Path) -> None:
     swaps = (
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

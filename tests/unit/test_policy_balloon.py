@@ -63,6 +63,27 @@ def test_the_order_of_the_guests_does_not_matter(guests: list[BalloonClaim], amo
     assert balloon.shrunk(guests, amount) == balloon.shrunk(other, amount)
 
 
+@given(claims(), st.integers(0, 16 * GIB))
+def test_a_little_of_each_of_many_is_taken_whole_from_some(guests: list[BalloonClaim], amount: int) -> None:
+    fine = balloon.shrunk(guests, amount)
+    found = balloon.coarse(guests, fine)
+    taken = {one.name: one.actual - found[one.name] for one in guests}
+    assert all(not step or step >= balloon.FINEST for step in taken.values())
+    for one in guests:
+        assert found[one.name] >= min(one.floor, one.actual)
+        assert taken[one.name] <= one.size // balloon.STEP_PART + 1
+    assert sum(taken.values()) < sum(one.actual - fine[one.name] for one in guests) + balloon.FINEST
+    assert balloon.coarse(list(reversed(guests)), fine) == found
+
+
+def test_a_hundred_guests_that_owe_a_mib_each_are_not_let_off() -> None:
+    guests = [claim(f"g{number}", 512 * MIB, 64 * MIB) for number in range(100)]
+    found = balloon.coarse(guests, balloon.shrunk(guests, 100 * MIB))
+    moved = [one.name for one in guests if found[one.name] < one.actual]
+    assert len(moved) == 13
+    assert all(found[name] == 512 * MIB - balloon.FINEST for name in moved)
+
+
 def test_the_idle_guest_pays_before_the_busy_one() -> None:
     idle, busy = claim("idle", 1 * GIB, 100 * MIB), claim("busy", 1 * GIB, 900 * MIB)
     targets = balloon.shrunk([idle, busy], 150 * MIB)
