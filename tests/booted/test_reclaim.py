@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
+from kvmctl.host import memory
 from kvmctl.hypervisor import live
 from kvmctl.model.units import MIB
 from kvmctl.policy import balloon
 from tests.conftest import Kvmctl
 from tests.hosts import PrivateHost, private_host
-from tests.shorthost import Lab, booted
+from tests.shorthost import Lab, booted, guest_file
 from tests.support import Console, Guest, until
 
 pytestmark = pytest.mark.booted
@@ -121,11 +122,7 @@ def test_a_start_on_a_short_host_has_room_made_and_begins_with_half(lab: Lab) ->
     reserve = memory.read().available // MIB - 200
     lab.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, cover: 0%, sharing: leave, swap: leave")
     assert "memory.balloon" not in lab.tick(), "the host is not short yet"
-    boot = f"kernel: {lab.host.folder / 'k'}, initrd: {lab.host.folder / 'i'}, cmdline: 'console=ttyS0 quiet'"
-    text = (
-        "guests:\n  - {name: second, accelerator: tcg, cpu: {count: 1}, memory: {size: 384MiB}, "
-        f"boot: {{{boot}}}}}\n"
-    )
+    text = guest_file(lab.host.folder, "second")
     ran = lab.kvmctl("-c", lab.host.uri, "apply", "-f", "-", stdin=text, env={"KVMCTL_HOST_FILE": str(lab.policy)})
     with lab.host.open() as hypervisor:
         second = Guest(hypervisor, "second")
