@@ -31,10 +31,10 @@ LAST_TICK = 120
 """Seconds since the last tick after which none is to be expected: cron has one come every minute."""
 OVERHEAD = 64 * MIB
 """What QEMU takes besides the guest's memory: 65 to 75 MiB of an emulated guest that was at work for a minute."""
-WAIT = 30.0
-STILL = 6.0
-"""Seconds after which no more room is to be expected where there has come none for so long: three of the ticks that
-come while a host is short."""
+WAIT = 45.0
+STILL = 10.0
+"""Seconds after which no more room is to be expected where there has come none for so long: a few of the ticks that
+come while a host is short, and the time in which cold memory shows to be cold."""
 
 
 @dataclass(frozen=True, slots=True)

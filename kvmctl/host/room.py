@@ -16,7 +16,7 @@ from typing import Any
 from kvmctl.host.files import make_private_directory, read_permitted, run_directory, write_atomic
 from kvmctl.host.journal import boot_id
 
-LASTS = 45.0
+LASTS = 75.0
 """Seconds for which room is kept: a guest that boots has taken it by then."""
 
 
