@@ -41,6 +41,8 @@ TRIM_CORES = 0.02
 ALERT_SECONDS = 2.0
 """How often a tick comes while the host is short of memory, or a guest has less than it is to have: such a guest may
 need it back at any time."""
+ALERT_CORES = 0.01
+"""The part of a core that this may cost: with many guests such ticks come later, though never later than the others."""
 
 
 def _optional(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -154,7 +156,7 @@ def _run(app: App, duration: float | None, every: float) -> int:
         hurry()
         rounds = _Rounds(app, trimming=duration is not None)
         with rounds.trimming() if duration is not None else nullcontext():
-            for _number in _beats(duration, lambda: min(every, ALERT_SECONDS) if rounds.alert else every):
+            for _number in _beats(duration, lambda: rounds.pause(every)):
                 rounds.one(alone=duration is None)
     return rounds.end()
 
@@ -187,12 +189,17 @@ class _Rounds:
         self.error: KvmctlError | None = None
         self.nothing = ""
         self.alert = False
+        self.cost = 0.0
         self.lost = 0
         self.done = 0
 
+    def pause(self, every: float) -> float:
+        """Seconds from one tick to the next."""
+        return min(every, max(ALERT_SECONDS, self.cost / ALERT_CORES)) if self.alert else every
+
     def one(self, alone: bool) -> None:
         """One tick. Unless it is `alone`, its failure does not keep the next from trying."""
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.thread_time()
         try:
             ticked = self.controller.tick()
         except (LockedError, UnreachableError) as error:
@@ -202,6 +209,7 @@ class _Rounds:
             return
         self.error = None
         self.done += 1
+        self.cost = time.thread_time() - worked
         self._tell(ticked, time.monotonic() - begun)
 
     @contextmanager
