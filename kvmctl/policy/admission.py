@@ -82,16 +82,18 @@ def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap
     return Verdict(needed <= capacity, needed, capacity, arithmetic)
 
 
-def admit_state(available: int, reserve: int, taken: int = 0) -> Verdict:
+def admit_state(available: int, reserve: int, taken: int = 0, swap_free: int = 0) -> Verdict:
     """Whether the host, with so many bytes available, is not so short of memory that nothing more may be started; nor
-    becomes so by what is going to be `taken` at once."""
-    least = least_available(reserve)
-    relation = "<" if available - taken < least else ">="
+    becomes so by what is going to be `taken` at once, half of which may go to swap while it is taken."""
+    least, swapped = least_available(reserve), min(taken // 2, swap_free)
+    left = available - taken + swapped
     begin = f" - {_mib(taken)} to begin with" if taken else ""
+    swap = f" + {_mib(swapped)} to swap" if swapped else ""
     arithmetic = (
-        f"{_mib(available)} MiB available{begin} {relation} {_mib(least)}, a part of the {_mib(reserve)} it keeps"
+        f"{_mib(available)} MiB available{begin}{swap} {'<' if left < least else '>='} {_mib(least)}, "
+        f"a part of the {_mib(reserve)} it keeps"
     )
-    return Verdict(available - taken >= least, least + taken, available, arithmetic)
+    return Verdict(left >= least, least + taken - swapped, available, arithmetic)
 
 
 def _sum(terms: Mapping[str, float], needed: float, capacity: float, show: Callable[[float], str]) -> str:

@@ -141,6 +141,16 @@ def test_nothing_is_started_where_memory_is_low() -> None:
     assert not admit_state(63 * MIB, 200 * MIB).admitted
 
 
+def test_what_a_start_takes_at_once_has_to_be_there_but_for_what_may_be_swapped() -> None:
+    assert admit_state(384 * MIB, 200 * MIB, 320 * MIB).admitted
+    short = admit_state(383 * MIB, 200 * MIB, 320 * MIB)
+    assert not short.admitted
+    assert short.arithmetic == "383 MiB available - 320 to begin with < 64, a part of the 200 it keeps"
+    assert admit_state(224 * MIB, 200 * MIB, 320 * MIB, 8192 * MIB).admitted
+    assert not admit_state(223 * MIB, 200 * MIB, 320 * MIB, 8192 * MIB).admitted
+    assert not admit_state(224 * MIB, 200 * MIB, 320 * MIB, 100 * MIB).admitted
+
+
 @pytest.mark.parametrize(
     ("total", "reserve"),
     [(0, 0), (1 * GIB, 62), (4 * GIB, 246), (12 * GIB, 574), (28 * GIB, 902), (100 * GIB, 1639)],
