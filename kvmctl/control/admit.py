@@ -133,7 +133,7 @@ def _verdicts(
         return  # what takes no memory makes nothing worse
     available = memory.left_for_guests(now)
     swap = now.swap_free if policy.swap == "manage" else 0
-    yield "available memory", admit_state(available, reserve_of(policy, now.total), wish.taken)
+    yield "available memory", admit_state(available, reserve_of(policy, now.total), wish.taken, swap)
     merged = ksm.sample()
     shared, ballooned = saved(merged) if merged else 0, _ballooned(hypervisor)
     yield (
