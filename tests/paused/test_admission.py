@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmctl.control.room import beginning
 from kvmctl.host import memory
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.units import MIB
 from tests.conftest import Kvmctl
 from tests.support import Guest
@@ -98,6 +100,13 @@ def test_a_guest_is_not_given_at_once_what_is_not_there(
     # A guest that stands still cannot move its balloon, and that is said.
     run("set", name, f"memory.size={most}MiB", "--force", code=7)
     assert any(f"{most - 64} more now" in reason for reason in forced(state))
+
+
+def test_a_guest_that_was_saved_goes_on_with_all_that_it_had(run: Kvmctl, guest: Guest) -> None:
+    run("set", guest.name, "memory.size=512MiB", code=7)
+    assert beginning(guest.domain, MemoryPolicy()).target == 256 * MIB
+    guest.domain.managedSave(0)
+    assert beginning(guest.domain, MemoryPolicy()).target is None
 
 
 def test_no_guest_grows_beyond_the_ceiling(run: Kvmctl, guest: Guest, policy: Path) -> None:
