@@ -52,7 +52,7 @@ def memory(app: App, guest: str | None, history: bool, last: float) -> None:
     RESIDENT             what its process has in the host's memory
     SHARED, SWAPPED      merged by KSM; in the host's swap
     TABLES               the page tables that the host keeps for it
-    QEMU                 what of RESIDENT is its emulator's own and not the guest's
+    QEMU                 what of RESIDENT is QEMU's own and not the guest's
     RESERVED, SHARES     what it was promised
 
     \b

@@ -16,7 +16,7 @@ import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
 from kvmctl.control.weights import BALLOON, REPORTS
-from kvmctl.host import cgroup
+from kvmctl.host import cgroup, memory
 from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains, live
 from kvmctl.model.units import MIB
@@ -134,7 +134,8 @@ def test_a_guest_that_dies_while_squeezed_begins_anew_with_all(lab: Lab, state: 
 
 def test_a_new_guest_on_a_short_host_begins_with_half_and_is_as_declared(lab: Lab, host: PrivateHost) -> None:
     lab.fresh()
-    lab.short(0.9)
+    reserve = memory.read().available // MIB - 200
+    lab.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, cover: 0%, sharing: leave, swap: leave")
     lab.tick()
     text = guest_file(host.folder, "late")
     late = Guest(lab.guest.hypervisor, "late")
@@ -146,6 +147,19 @@ def test_a_new_guest_on_a_short_host_begins_with_half_and_is_as_declared(lab: La
         assert lab.run("apply", "-f", "-", stdin=text) == [], "what it is to have is what the file says"
     finally:
         late.remove()
+
+
+def test_a_squeezed_guest_is_not_given_more_where_memory_is_low(lab: Lab, state: Path) -> None:
+    live.set_balloon(lab.guest.domain, 200 * MIB)
+    until(lambda: size_of(lab), lambda size: size == 200 * MIB, 60, "the balloon")
+    lab.short(0.2)
+    more = ("-c", lab.host.uri, "set", "squeezed", "memory.size=380MiB")
+    assert "available memory: " in lab.kvmctl(*more, code=5, env=lab.env).err
+    assert size_of(lab) == 200 * MIB
+    lab.run("set", "squeezed", "memory.shares=high")
+    assert "forced, so promises will not be kept" in lab.kvmctl(*more, "--force", env=lab.env).err
+    assert size_of(lab) == 380 * MIB
+    assert '"field": "admission"' in (state / "history.jsonl").read_text()
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmctl.host import memory
+from kvmctl.control.room import beginning
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.units import MIB
 from tests.conftest import Kvmctl
 from tests.support import Guest
@@ -82,22 +83,17 @@ def test_a_reservation_that_no_longer_fits_keeps_a_paused_guest_where_it_is(
     assert domains.state(guest.domain) == "paused"
 
 
-def test_a_guest_is_not_given_at_once_what_is_not_there(
-    run: Kvmctl, make_name: Callable[..., str], policy: Path, state: Path
-) -> None:
-    now, name = memory.read(), make_name("admit")
-    # The kernel lets a process ask for all that there is, and some of it is always in use.
-    most = (now.total + now.swap_total) // MIB - 64
-    guest = f"{{name: {name}, accelerator: tcg, state: paused, memory: {{size: 64MiB, max: {most}MiB}}}}"
-    run("apply", "-f", "-", stdin=f"guests: [{guest}]")
-    refused = run("set", name, f"memory.size={most}MiB", code=5)
-    assert f"what would be needed back: {most - 64} more now + 0% of " in refused.err
-    assert run("-o", "json", "spec", name).json()["guests"][0]["memory"]["size"] == "64MiB"
-    run("set", name, "cpu.shares=2000", "memory.swap=false")
+def test_what_takes_no_memory_is_not_asked_about_memory(run: Kvmctl, guest: Guest, policy: Path, state: Path) -> None:
+    policy.write_text(LOW)
+    run("set", guest.name, "cpu.shares=2000", "memory.swap=false", "description=short")
     assert forced(state) == []
-    # A guest that stands still cannot move its balloon, and that is said.
-    run("set", name, f"memory.size={most}MiB", "--force", code=7)
-    assert any(f"{most - 64} more now" in reason for reason in forced(state))
+
+
+def test_a_guest_that_was_saved_goes_on_with_all_that_it_had(run: Kvmctl, guest: Guest) -> None:
+    run("set", guest.name, "memory.size=512MiB", code=7)
+    assert beginning(guest.domain, MemoryPolicy()).target == 256 * MIB
+    guest.domain.managedSave(0)
+    assert beginning(guest.domain, MemoryPolicy()).target is None
 
 
 def test_no_guest_grows_beyond_the_ceiling(run: Kvmctl, guest: Guest, policy: Path) -> None:
