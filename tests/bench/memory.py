@@ -3,8 +3,8 @@
     python -m tests.bench.memory [--scenario density,release,soak]
                                  [--policies none,ksm-default,ksmtuned,mom,proxmox,kvmctl]
                                  [--mix standard,homogeneous,diverse] [--swap none,zram] [--limit 3GiB] [--most 24]
-                                 [--settle 60] [--minutes 10] [--every 5] [--host-file FILE] [--low MiB] [--mom PATH]
-                                 [--reporting] [--json FILE] [-v]
+                                 [--settle 60] [--first 1] [--minutes 10] [--every 5] [--host-file FILE] [--low MiB]
+                                 [--mom PATH] [--reporting] [--json FILE] [-v]
 
 Needs root, gcc, libc6-dev and the Debian package lxcfs (its service need not run), and a machine on which nobody else
 uses KSM or swap. Each run makes a host in a namespace with so much memory, and guests of 512 MiB in it whose memory
@@ -107,6 +107,8 @@ def density(place: Lab, mix: str, options: argparse.Namespace) -> list[Step]:
         refused = place.add(Guest(count, MIXES[mix]))
         if refused:
             steps.append(_refused(count, refused, time.monotonic() - begun))
+        elif count < options.first and place.wait(place.all_ready, BOOT):
+            continue
         else:
             steps.append(place.settle(options.settle))
         if count == 1 and not refused:
@@ -274,6 +276,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=parse_size, default=parse_size("3GiB"), help="the host's memory")
     parser.add_argument("--most", type=int, default=24, help="guests that are tried at most")
     parser.add_argument("--settle", type=float, default=60.0, help="seconds for each step of a density at most")
+    parser.add_argument("--first", type=int, default=1, help="guests from which on a density is measured")
     parser.add_argument("--minutes", type=float, default=10.0, help="of a soak")
     parser.add_argument("--every", type=int, default=5, help="seconds between two ticks of kvmctl")
     parser.add_argument("--host-file", type=Path, metavar="FILE", help="kvmctl's host policy")
