@@ -90,7 +90,7 @@ def test_what_takes_no_memory_is_not_asked_about_memory(run: Kvmctl, guest: Gues
 
 
 def test_a_guest_that_was_saved_goes_on_with_all_that_it_had(run: Kvmctl, guest: Guest) -> None:
-    run("set", guest.name, "memory.size=512MiB", code=7)
+    run("set", guest.name, "memory.size=512MiB")
     assert beginning(guest.domain, MemoryPolicy()).target == 256 * MIB
     guest.domain.managedSave(0)
     assert beginning(guest.domain, MemoryPolicy()).target is None

@@ -133,6 +133,16 @@ def test_a_driver_that_reports_no_more_is_left_where_it_is(name: str, why: str) 
     assert why in notes(plan, LINUX)
 
 
+def test_the_balloon_of_a_crashed_kernel_was_seen_to_stand_still() -> None:
+    found = saved("hung")
+    assert found.memory is not None
+    assert found.memory.reclaim is not None
+    seen = found.memory.reclaim.guests[of(found.snapshot).uuid]
+    assert seen.target == RESERVED
+    assert (seen.actual or 0) > RESERVED
+    assert driver.is_stuck(seen, found.snapshot.taken)
+
+
 def test_a_guest_that_died_is_forgotten() -> None:
     found = saved("crashed")
     assert [guest.name for guest in found.snapshot.guests] == [EMPTY]
