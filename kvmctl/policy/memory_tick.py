@@ -141,17 +141,20 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     assert stats.current is not None
     assert stats.usable is not None
     size = guest.memory_size or stats.maximum or stats.current
-    claim, lean = (_claim(guest, size, keep_cache=keep) for keep in (True, False))
+    # What is usable was said of the balloon as it was then: while it is filled, that is more than it leaves now.
+    recent = not seconds or stats.last_update is None or stats.last_update > now.clock - seconds + 1
+    said_of = stats.current if recent or old is None else max(stats.current, old.actual or 0)
+    claim, lean = (_claim(guest, size, said_of, keep_cache=keep) for keep in (True, False))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
     return _Seen(guest, claim, lean, "", pressed, thrashes, memory, driver.is_stuck(memory, now.taken))
 
 
-def _claim(guest: GuestSample, size: int, *, keep_cache: bool) -> BalloonClaim:
+def _claim(guest: GuestSample, size: int, said_of: int, *, keep_cache: bool) -> BalloonClaim:
     stats, promise = guest.balloon, guest.promise
     assert promise is not None
     assert stats.current is not None
     assert stats.usable is not None
-    used = balloon.need(stats.current, stats.usable, stats.disk_caches or 0, keep_cache)
+    used = balloon.need(said_of, stats.usable, stats.disk_caches or 0, keep_cache)
     floor = max(promise.memory_reservation, used + balloon.margin(size))
     return BalloonClaim(guest.name, promise.memory_shares, floor, stats.current, size, used)
 

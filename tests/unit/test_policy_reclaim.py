@@ -369,3 +369,16 @@ def test_a_host_that_stays_short_takes_more_each_time() -> None:
         taken.append(4 * GIB - int(str(plan.balloons[0].new)))
     assert taken == pytest.approx([taken[0] * 2 ** min(n, memory_tick.MOST_DOUBLED) for n in range(6)], rel=0.01)
     assert not plan.pageouts
+
+
+def test_what_a_guest_said_before_its_balloon_was_filled_does_not_make_its_need_smaller() -> None:
+    busy = guest("busy", 300 * MIB, age=2.0)
+    first = decide(snapshot(RESERVE - MIB, busy), None, POLICY)
+    assert int(str(first.balloons[0].new)) >= 300 * MIB
+    assert busy.balloon.usable == 212 * MIB
+    filled = replace(busy, balloon=replace(busy.balloon, current=412 * MIB))
+    later = replace(snapshot(RESERVE - MIB, filled), taken=102 * SECOND)
+    assert targets(later, first.memory).get("busy", 412 * MIB) >= 300 * MIB + balloon.margin(512 * MIB)
+    said = replace(filled, balloon=replace(filled.balloon, usable=112 * MIB, last_update=round(CLOCK)))
+    fresh = replace(snapshot(RESERVE - 300 * MIB + 100 * MIB, said), taken=102 * SECOND)
+    assert targets(fresh, first.memory)["busy"] == pytest.approx(300 * MIB + balloon.margin(512 * MIB), abs=MIB)
