@@ -63,6 +63,8 @@ class Observer:
     hypervisor: Hypervisor
     _places: dict[tuple[str, int | None, int], Place] = field(default_factory=dict)
     """Where the kernel knows each run of a guest, with so many vCPUs."""
+    _said: dict[str, tuple[str, int, dict[str, Any]]] = field(default_factory=dict)
+    """What each guest's definition says, by its UUID: the text and the vCPUs for which that was read."""
 
     def observe(self) -> Observed:
         """Everything that a tick decides from: one bulk call, and of each active guest its definition and a few of
@@ -77,13 +79,14 @@ class Observer:
         guests = []
         for sample, domain in active:
             key = run_key(self.hypervisor, sample.name, sample.run)
-            found = _with_reports(_with_definition(sample, domain), domain, key in reporting)
+            found = _with_reports(self._with_definition(sample, domain), domain, key in reporting)
             if found is not None:
                 entry, moved = set_by_us.get(key), key in moved_by_us
                 last = found.weight_set if entry is None else entry.new
                 known = replace(found, persistent=sample.uuid not in transient, weight_set=last, balloon_moved=moved)
                 guests.append(known)
         handles = {sample.name: domain for sample, domain in active}
+        self._said = {guest.uuid: self._said[guest.uuid] for guest in guests if guest.uuid in self._said}
         places = self._look_up(guests)
         if places:
             taken, host = time.monotonic_ns(), replace(host, busy=cpu.busy())
@@ -98,6 +101,23 @@ class Observer:
             host = replace(host, room_asked=room.asked(self.hypervisor.uri, resident))
         snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), host)
         return Observed(snapshot, handles, places)
+
+    def _with_definition(self, sample: GuestSample, domain: Any) -> GuestSample | None:
+        """The sample with what the guest's definition promises it; without, where that cannot be read. None where the
+        guest is gone."""
+        try:
+            text = domains.stored_definition(domain)
+            known, vcpus, said = self._said.get(sample.uuid, ("", 0, {}))
+            if (known, vcpus) != (text, sample.vcpus):
+                said = _read(text, sample.vcpus)
+                self._said[sample.uuid] = (text, sample.vcpus, said)
+        except NotFoundError:
+            return None
+        except UnreachableError:
+            raise
+        except KvmctlError:
+            return sample
+        return replace(sample, **said)
 
     def _host(self) -> HostSample:
         if self.hypervisor.local:
@@ -119,35 +139,24 @@ class Observer:
 def _of_kernel(sample: GuestSample, place: Place) -> GuestSample:
     """The sample with the kernel's own counters."""
     now = counters.read(place)
-    seen = sample.process or ProcessSample(place.pid)
-    known = replace(sample, process=replace(seen, weight=cgroup.weight(place.directory, place.version)))
+    seen = replace(sample.process or ProcessSample(place.pid), weight=cgroup.weight(place.directory, place.version))
     if now is None:
-        return replace(known, cpu_time=None, vcpu_delay=None)
-    return replace(known, cpu_time=now.cpu_time, vcpu_time=now.vcpu_time, vcpu_delay=now.vcpu_delay)
+        return replace(sample, process=seen, cpu_time=None, vcpu_delay=None)
+    return replace(sample, process=seen, cpu_time=now.cpu_time, vcpu_time=now.vcpu_time, vcpu_delay=now.vcpu_delay)
 
 
-def _with_definition(sample: GuestSample, domain: Any) -> GuestSample | None:
-    """The sample with what the guest's definition promises it; without, where that cannot be read. None where the
-    guest is gone."""
-    try:
-        root = tree.read(domains.stored_definition(domain))
-        promise = metadata.promise_in(root, sample.vcpus)
-    except NotFoundError:
-        return None
-    except UnreachableError:
-        raise
-    except KvmctlError:
-        return sample
-    return replace(
-        sample,
-        promise=promise,
-        cpus=resources.allowed(root),
-        weight_set=resources.defined_weight(root),
-        memory_size=reclaimable.memory_size(root),
-        memory_fixed=reclaimable.memory_fixed(root),
-        has_balloon=reclaimable.has_balloon(root),
-        stats_period=reclaimable.stats_period(root),
-    )
+def _read(definition: str, vcpus: int) -> dict[str, Any]:
+    """The fields of a sample that a definition tells. Raises KvmctlError."""
+    root = tree.read(definition)
+    return {
+        "promise": metadata.promise_in(root, vcpus),
+        "cpus": resources.allowed(root),
+        "weight_set": resources.defined_weight(root),
+        "memory_size": reclaimable.memory_size(root),
+        "memory_fixed": reclaimable.memory_fixed(root),
+        "has_balloon": reclaimable.has_balloon(root),
+        "stats_period": reclaimable.stats_period(root),
+    }
 
 
 def _with_reports(sample: GuestSample | None, domain: Any, by_us: bool) -> GuestSample | None:
