@@ -36,6 +36,7 @@ _COMMANDS = {
     "autostart": ("kvmctl.cli.lifecycle:autostart", "Start guests with the host, or not"),
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
+    "export": ("kvmctl.cli.export:export", "Write a guest to one file: disks, definition, firmware, memory"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),
     "top": ("kvmctl.cli.top:top", "Host and guests live: CPU, memory layers, KSM, swap, steal, pressure"),

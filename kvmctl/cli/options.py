@@ -41,7 +41,11 @@ def accept_after(command: click.Command) -> None:
     """Let `command`, and what it has below it, take the global options as well."""
     if command.epilog == _AFTER:
         return
-    command.params.extend(global_options(hidden=True))
+    own = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    for option in global_options(hidden=True):
+        # What a command means by `-o` is a file in some, as everywhere else; there --output says the format.
+        option.opts = [name for name in option.opts if name not in own]
+        command.params.append(option)
     command.epilog = _AFTER
     if isinstance(command, click.Group):
         for inner in command.commands.values():

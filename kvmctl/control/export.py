@@ -1,0 +1,185 @@
+"""A guest written to one file: its disks at one moment, its definition, and all else that it lives from."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from kvmctl import __version__
+from kvmctl.control import moment, nvram
+from kvmctl.control.inspect import described
+from kvmctl.control.meter import Meter
+from kvmctl.control.moment import Image, Moment
+from kvmctl.host import tarstream
+from kvmctl.host.lock import lock
+from kvmctl.host.staging import name as give_name
+from kvmctl.host.staging import staging
+from kvmctl.hypervisor import domains
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model import archive
+from kvmctl.model.archive import Manifest, Part
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
+from kvmctl.model.guestfile import dump
+from kvmctl.model.names import check_name
+from kvmctl.xml.carried import Carried, carried
+
+SCRATCH = Path("/var/tmp")  # noqa: S108 - its folder there is made by us, and ours alone
+"""Where disks are put together whose archive goes to a pipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written. `size` is the bytes of the file, None for a pipe; `pause` the seconds that the guest stood
+    still for its memory."""
+
+    manifest: Manifest
+    size: int | None
+    pause: float
+    notes: tuple[str, ...]
+
+
+def export(hypervisor: Hypervisor, name: str, target: Path | None, with_memory: bool, meter: Meter) -> Exported:
+    """Write the guest to `target`, which must not be there yet, or to stdout.
+
+    Raises NotFoundError, ConflictError for a file that is there, RefusedError for a guest that no file can hold.
+    What fails or is interrupted leaves no file, and the guest as it was.
+    """
+    if not hypervisor.local:
+        raise RefusedError(
+            f"{hypervisor.uri} is another machine, whose disks cannot be read from here", "run kvmctl there"
+        )
+    domain = domains.find(hypervisor, name)
+    if target is not None and os.path.lexists(target):
+        raise ConflictError(f"{target} exists already", "give another name, or delete it yourself")
+    folder = SCRATCH if target is None else target.absolute().parent
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no folder {folder}", f"make it: mkdir {folder}")
+    text = domains.definition(domain, secure=True)
+    found = carried(text)
+    _refuse(name, found)
+    with lock(f"{hypervisor.uri}#export/{name}"), staging(folder, "export") as place:
+        taken = moment.take(hypervisor, domain, found, place, with_memory, meter)
+        with taken as now:
+            contents = _contents(hypervisor, name, text, found, now)
+            manifest = _manifest(name, domain.UUIDString(), now, contents)
+            size = _write(manifest, contents, place, target, meter)
+    return Exported(manifest, size, now.pause, now.notes)
+
+
+def _refuse(name: str, found: Carried) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise RefusedError(
+            f"no host would take guest {name!r}: {error}", "give it another name: virsh domrename"
+        ) from error
+    if found.beyond:
+        raise RefusedError(
+            f"guest {name} has parts that an archive cannot hold: {'; '.join(found.beyond)}",
+            "move them to a disk of the guest, or detach them",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    part: Part
+    source: bytes | Path
+
+
+def _contents(hypervisor: Hypervisor, name: str, text: str, found: Carried, now: Moment) -> list[_Content]:
+    spec, unexpressed = described(hypervisor, name)
+    guest_file = dump([spec], project=spec.project, comments={name: list(unexpressed)}).encode()
+    contents = [_text("definition", text.encode()), _text("spec", guest_file)]
+    variables = nvram.existing(text)
+    for kind, path in (("nvram", variables), ("kernel", found.kernel), ("initrd", found.initrd)):
+        if path:
+            contents.append(_file(kind, Path(path)))
+    contents += [_image(image) for image in now.images]
+    if now.memory is not None:
+        contents.append(_file("memory", now.memory))
+    return contents
+
+
+def _text(kind: str, content: bytes) -> _Content:
+    return _Content(Part(kind, len(content)), content)
+
+
+def _file(kind: str, path: Path) -> _Content:
+    return _Content(Part(kind, _size(path)), path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"there is no file {path}, which the guest needs", "kvmctl show tells what it is for"
+        ) from error
+    except OSError as error:
+        raise KvmctlError(f"cannot look at {path}: {error.strerror}") from error
+
+
+def _image(image: Image) -> _Content:
+    drive = image.drive
+    capacity = image.capacity if drive.kind == "disk" else None
+    part = Part(drive.kind, _size(image.path), drive.target, capacity, image.volume, image.pool)
+    return _Content(part, image.path)
+
+
+def _manifest(name: str, uuid: str, now: Moment, contents: Sequence[_Content]) -> Manifest:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    parts = tuple(content.part for content in contents)
+    return Manifest(name, uuid, now.state, now.consistency, created, f"kvmctl {__version__}", parts)
+
+
+def _write(
+    manifest: Manifest, contents: Sequence[_Content], place: Path, target: Path | None, meter: Meter
+) -> int | None:
+    if target is None:
+        _stream(manifest, contents, sys.stdout.fileno(), meter)
+        return None
+    whole = place / "whole"
+    descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        _stream(manifest, contents, descriptor, meter)
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    give_name(whole, target)
+    return size
+
+
+def _stream(manifest: Manifest, contents: Sequence[_Content], sink: int, meter: Meter) -> None:
+    import json
+
+    meter.begin("write", manifest.size)
+    head = (json.dumps(archive.document(manifest), indent=1) + "\n").encode()
+    with tarstream.compressing(sink) as stream:
+        writer = tarstream.Writer(stream)
+        writer.add(archive.MANIFEST, len(head), io.BytesIO(head))
+        for content in contents:
+            with _opened(content.source) as source:
+                writer.add(content.part.name, content.part.size, source, meter.moved)
+        sums = archive.sums(writer.digests)
+        writer.add(archive.SUMS, len(sums), io.BytesIO(sums))
+        writer.finish()
+
+
+@contextmanager
+def _opened(source: bytes | Path) -> Iterator[IO[bytes]]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    try:
+        file = source.open("rb", buffering=0)
+    except OSError as error:
+        raise KvmctlError(f"cannot read {source}: {error.strerror}") from error
+    with file:
+        yield file

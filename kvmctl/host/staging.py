@@ -1,0 +1,87 @@
+"""A folder for what is not whole yet, beside where it is to come, so that giving it its name takes no copy."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError
+from kvmctl.model.units import human_size
+
+_PREFIX = ".kvmctl-"
+KEPT_FREE = 64 << 20
+"""Bytes that are left free on a file system, beside what is known to come."""
+
+
+@contextmanager
+def staging(parent: Path, what: str, mode: int = 0o700) -> Iterator[Path]:
+    """An empty folder in `parent`, gone after the block with all that is in it. What killed runs left goes first.
+
+    Whoever has one holds a lock on it, which the kernel takes away from a process that ends. Raises KvmctlError.
+    """
+    _sweep(parent, what)
+    path = parent / f"{_PREFIX}{what}-{os.urandom(6).hex()}"
+    try:
+        path.mkdir(mode=0o700)
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        path.chmod(mode)
+    except OSError as error:
+        raise KvmctlError(
+            f"cannot make a folder in {parent}: {error.strerror}", f"look at it: ls -ld {parent}"
+        ) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(parent: Path, what: str) -> None:
+    for path in parent.glob(f"{_PREFIX}{what}-*"):
+        with suppress(OSError):
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise RefusedError where `size` bytes do not fit in the file system of a folder."""
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        raise KvmctlError(f"cannot look at {folder}: {error.strerror}") from error
+    free = found.f_bavail * found.f_frsize
+    if size + KEPT_FREE > free:
+        raise RefusedError(
+            f"{human_size(size)} are needed in {folder}, and {human_size(free)} are free",
+            f"make room: df -h {folder}",
+        )
+
+
+def name(temporary: Path, final: Path) -> None:
+    """Give a file that is whole its name, and its content to the disk before. Raises ConflictError where the name is
+    taken: unlike a rename it replaces nothing."""
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.link(temporary, final)
+        temporary.unlink()
+    except FileExistsError as error:
+        raise ConflictError(f"{final} exists already", "give another name, or delete it yourself") from error
+    except OSError as error:
+        hint = (
+            "make room: df -h" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"look at it: ls -ld {final.parent}"
+        )
+        raise KvmctlError(f"cannot write {final}: {error.strerror}", hint) from error
