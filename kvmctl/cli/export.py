@@ -32,9 +32,12 @@ _COLUMNS = (
 @click.command()
 @click.argument("name", metavar="GUEST", shell_complete=complete_guests)
 @click.option("-o", "--file", "file", metavar="FILE", help="Where to, - is stdout; else GUEST.tar.zst here.")
+@click.option(
+    "--format", "form", type=click.Choice(["kvmctl", "ova"]), default="kvmctl", help="ova is for other hypervisors."
+)
 @click.option("--with-memory", is_flag=True, help="Save a running guest's memory with it, and let it go on.")
 @pass_app
-def export(app: App, name: str, file: str | None, with_memory: bool) -> None:
+def export(app: App, name: str, file: str | None, form: str, with_memory: bool) -> None:
     """Write a guest to one file that `kvmctl import` starts from on another host.
 
     It holds the definition, every disk without its unused blocks, CD-ROMs, firmware variables, kernel and cloud-init
@@ -45,6 +48,8 @@ def export(app: App, name: str, file: str | None, with_memory: bool) -> None:
     where its agent answers. With --with-memory it is saved first and stands still until its disks are copied; then
     it goes on from where it was, and so does the import. What fails or is interrupted leaves no file.
 
+    --format ova writes CPUs, memory, disks and network cards as VMware and VirtualBox take them, and no more.
+
     \b
     Example:
       kvmctl export web1 -o web1.tar.zst
@@ -52,24 +57,24 @@ def export(app: App, name: str, file: str | None, with_memory: bool) -> None:
     """
     from kvmctl.control.export import export as write
 
-    target = _target(name, file)
+    target = _target(name, file, form)
     shown = meter(app)
     with ending_well():
         try:
-            done = write(app.hypervisor(), name, target, with_memory, shown)
+            done = write(app.hypervisor(), name, target, with_memory, shown, form)
         finally:
             shown.clear()
     _report(app, done, target)
 
 
-def _target(name: str, file: str | None) -> Path | None:
+def _target(name: str, file: str | None, form: str) -> Path | None:
     if file == "-":
         if sys.stdout.isatty():
             raise UsageError("an archive is nothing for a terminal", "give a file: -o FILE, or pipe it on")
         return None
     if not file and ("/" in name or name.startswith(".")):
         raise UsageError(f"guest {name!r} has no usable file name", "give one: -o FILE")
-    return Path(file or f"{name}.tar.zst")
+    return Path(file or (f"{name}.ova" if form == "ova" else f"{name}.tar.zst"))
 
 
 def _report(app: App, done: Exported, target: Path | None) -> None:

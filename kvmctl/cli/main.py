@@ -37,6 +37,8 @@ _COMMANDS = {
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "export": ("kvmctl.cli.export:export", "Write a guest to one file: disks, definition, firmware, memory"),
+    "import": ("kvmctl.cli.import_:import_", "Make a guest of such a file, on this host or another"),
+    "inspect": ("kvmctl.cli.inspect:inspect", "Show what is in a guest's file"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),
     "top": ("kvmctl.cli.top:top", "Host and guests live: CPU, memory layers, KSM, swap, steal, pressure"),

@@ -28,6 +28,7 @@ from kvmctl.policy.memory import reserve_of
 from kvmctl.policy.promise import promise_of
 from kvmctl.policy.reclaim import guests_memory
 from kvmctl.xml.metadata import promise
+from kvmctl.xml.parse import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,15 @@ def _growth(plan: GuestPlan) -> int:
     # The running guest cannot have more than it was started with.
     reachable = min(wanted, now.max or now.size or wanted)
     return max(0, reachable - (now.size or reachable))
+
+
+def admit_definition(
+    hypervisor: Hypervisor, name: str, definition: str, force: bool, warn: Callable[[str], None]
+) -> None:
+    """Raise RefusedError if the reservations of all guests would not fit once one with this definition runs too."""
+    spec = parse(definition).spec
+    taken = first_bytes(hypervisor, (), [spec])
+    _admit(hypervisor, _Wish({name: promise(definition)}, frozenset({name}), taken), force, warn)
 
 
 def _admit(hypervisor: Hypervisor, wish: _Wish, force: bool, warn: Callable[[str], None]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kvmctl import __version__
-from kvmctl.control import moment, nvram
+from kvmctl.control import moment, nvram, ova
 from kvmctl.control.inspect import described
 from kvmctl.control.meter import Meter
 from kvmctl.control.moment import Image, Moment
@@ -25,7 +26,7 @@ from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model import archive
 from kvmctl.model.archive import Manifest, Part
-from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, UsageError
 from kvmctl.model.guestfile import dump
 from kvmctl.model.names import check_name
 from kvmctl.xml.carried import Carried, carried
@@ -45,12 +46,16 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def export(hypervisor: Hypervisor, name: str, target: Path | None, with_memory: bool, meter: Meter) -> Exported:
-    """Write the guest to `target`, which must not be there yet, or to stdout.
+def export(
+    hypervisor: Hypervisor, name: str, target: Path | None, with_memory: bool, meter: Meter, form: str = "kvmctl"
+) -> Exported:
+    """Write the guest to `target`, which must not be there yet, or to stdout; `form` is `kvmctl` or `ova`.
 
     Raises NotFoundError, ConflictError for a file that is there, RefusedError for a guest that no file can hold.
     What fails or is interrupted leaves no file, and the guest as it was.
     """
+    if form == "ova" and with_memory:
+        raise UsageError("an OVA holds no memory", "leave out --with-memory, or --format ova")
     if not hypervisor.local:
         raise RefusedError(
             f"{hypervisor.uri} is another machine, whose disks cannot be read from here", "run kvmctl there"
@@ -68,9 +73,12 @@ def export(hypervisor: Hypervisor, name: str, target: Path | None, with_memory: 
         taken = moment.take(hypervisor, domain, found, place, with_memory, meter)
         with taken as now:
             contents = _contents(hypervisor, name, text, found, now)
-            manifest = _manifest(name, domain.UUIDString(), now, contents)
-            size = _write(manifest, contents, place, target, meter)
-    return Exported(manifest, size, now.pause, now.notes)
+            manifest = _manifest(domain, now, contents)
+            if form == "ova":
+                package = ova.package(hypervisor, name, now, place, meter)
+                return Exported(manifest, _write(package, place, target), now.pause, package.notes)
+            size = _write(partial(_stream, manifest, contents, meter), place, target)
+    return Exported(manifest, size, now.pause, ())
 
 
 def _refuse(name: str, found: Carried) -> None:
@@ -133,22 +141,28 @@ def _image(image: Image) -> _Content:
     return _Content(part, image.path)
 
 
-def _manifest(name: str, uuid: str, now: Moment, contents: Sequence[_Content]) -> Manifest:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    parts = tuple(content.part for content in contents)
-    return Manifest(name, uuid, now.state, now.consistency, created, f"kvmctl {__version__}", parts)
+def _manifest(domain: Any, now: Moment, contents: Sequence[_Content]) -> Manifest:
+    return Manifest(
+        guest=domain.name(),
+        uuid=domain.UUIDString(),
+        state=now.state,
+        consistency=now.consistency,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        writer=f"kvmctl {__version__}",
+        parts=tuple(content.part for content in contents),
+        autostart=domains.autostart(domain) if domains.is_persistent(domain) else False,
+    )
 
 
-def _write(
-    manifest: Manifest, contents: Sequence[_Content], place: Path, target: Path | None, meter: Meter
-) -> int | None:
+def _write(stream: Callable[[int], None], place: Path, target: Path | None) -> int | None:
+    """Have the file written, aside at first; its bytes, None of what went to stdout."""
     if target is None:
-        _stream(manifest, contents, sys.stdout.fileno(), meter)
+        stream(sys.stdout.fileno())
         return None
     whole = place / "whole"
     descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        _stream(manifest, contents, descriptor, meter)
+        stream(descriptor)
         size = os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
@@ -156,7 +170,7 @@ def _write(
     return size
 
 
-def _stream(manifest: Manifest, contents: Sequence[_Content], sink: int, meter: Meter) -> None:
+def _stream(manifest: Manifest, contents: Sequence[_Content], meter: Meter, sink: int) -> None:
     import json
 
     meter.begin("write", manifest.size)

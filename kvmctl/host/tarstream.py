@@ -79,18 +79,27 @@ class Reader:
 
     def next(self, name: str) -> int:
         """The size of the next member. Raises UsageError where it is not a plain file of that name."""
+        found = self.any(name)
+        if found is None:
+            raise UsageError(f"the file ends before {name}", _CUT)
+        if found[0] != name:
+            raise UsageError(f"member {found[0][:100]!r} stands where {name} is to be", "the file was tampered with")
+        return found[1]
+
+    def any(self, wanted: str = "a file") -> tuple[str, int] | None:
+        """Name and size of the next member; None where the end begins. Raises UsageError where it is no plain file."""
         block = self._exactly(BLOCK)
+        if not any(block):
+            return None
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
         except (tarfile.HeaderError, ValueError) as error:
-            raise UsageError(f"instead of {name} there is no member of a tar: {error}", _CUT) from error
+            raise UsageError(f"instead of {wanted} there is no member of a tar: {error}", _CUT) from error
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.linkname:
-            raise UsageError(f"member {info.name[:100]!r} is not a plain file", "kvmctl export writes nothing else")
-        if info.name != name:
-            raise UsageError(f"member {info.name[:100]!r} stands where {name} is to be", "the file was tampered with")
+            raise UsageError(f"member {info.name[:100]!r} is not a plain file", "nothing else is taken")
         if info.size < 0:
-            raise UsageError(f"member {name} has no size", _CUT)
-        return info.size
+            raise UsageError(f"member {info.name[:100]!r} has no size", _CUT)
+        return info.name, info.size
 
     def pieces(self, name: str, size: int, moved: Moved = nobody) -> Iterator[bytes]:
         """The content of the member whose header has been read; all of it has to be taken."""
@@ -157,13 +166,21 @@ def compressing(sink: int) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def decompressing(source: int | IO[bytes]) -> Iterator[IO[bytes]]:
-    """What the file descriptor holds, decompressed. It has to be read to its end. Raises UsageError."""
+def decompressing(source: int | IO[bytes], whole: bool = True) -> Iterator[IO[bytes]]:
+    """What the file descriptor holds, decompressed; unless the `whole` is wanted, it need not be read to its end.
+
+    Raises UsageError where it cannot be decompressed.
+    """
     with _zstd(["-d", f"--memory={WINDOW}"], source, subprocess.PIPE) as process:
         assert process.stdout
-        yield process.stdout
-        process.stdout.close()
-        if process.wait() != 0:
+        try:
+            yield process.stdout
+        except UsageError as error:
+            # What zstd stumbled over is why there was no more to read.
+            if not process.stdout.read(1) and process.wait() > 0:
+                raise UsageError(f"the file cannot be decompressed: {_said(process)}", _CUT) from error
+            raise
+        if whole and (process.stdout.read(1) or process.wait() != 0):
             raise UsageError(f"the file cannot be decompressed: {_said(process)}", _CUT)
 
 

@@ -11,8 +11,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 import libvirt
 
-from kvmctl.hypervisor.errors import doing
-from kvmctl.model.errors import KvmctlError
+from kvmctl.hypervisor.errors import doing, said
+from kvmctl.model.errors import KvmctlError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,17 @@ def is_save_of(domain: Any, path: str) -> bool:
         return False
     found = ElementTree.fromstring(text).findtext("uuid")  # noqa: S314 - libvirt wrote it
     return found is not None and found.strip() == domain.UUIDString()
+
+
+def saved_definition(connection: Any, path: str) -> str:
+    """The definition of the guest whose saved memory is in a file. Raises UsageError where it is in none."""
+    try:
+        text: str = connection.saveImageGetXMLDesc(path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+    except libvirt.libvirtError as error:
+        raise UsageError(
+            f"the memory in the file is none that can be resumed: {said(error)}", "import it with --no-memory"
+        ) from error
+    return text
 
 
 def restore(connection: Any, name: str, path: str, xml: str, paused: bool) -> None:

@@ -38,6 +38,17 @@ def find(hypervisor: Hypervisor, name: str) -> Any:
         raise translate(error, f"look up guest {name}") from error
 
 
+def has_uuid(hypervisor: Hypervisor, uuid: str) -> bool:
+    """Whether there is a guest of that UUID."""
+    try:
+        hypervisor.connection.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            return False
+        raise translate(error, f"look up the guest with UUID {uuid}") from error
+    return True
+
+
 def _no_guest(hypervisor: Hypervisor, name: str) -> NotFoundError:
     return NotFoundError(f"there is no guest {name!r} on {hypervisor.uri}", "kvmctl list shows the guests")
 

@@ -52,6 +52,21 @@ def folder(storage_pool: Any) -> str:
     return ElementTree.fromstring(text).findtext("target/path") or ""  # noqa: S314 - libvirt wrote it
 
 
+def is_folder(storage_pool: Any) -> bool:
+    """Whether the pool's volumes are the files of a folder."""
+    from xml.etree import ElementTree
+
+    with doing("read a storage pool"):
+        root = ElementTree.fromstring(storage_pool.XMLDesc(0))  # noqa: S314 - libvirt wrote it
+    return root.get("type") in ("dir", "fs", "netfs")
+
+
+def refresh(storage_pool: Any) -> None:
+    """Have libvirt see which files have come and gone."""
+    with doing("refresh a storage pool"):
+        storage_pool.refresh(0)
+
+
 def lookup(storage_pool: Any, name: str) -> Volume | None:
     """The volume of that name in the pool, or None."""
     try:

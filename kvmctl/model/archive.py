@@ -84,6 +84,7 @@ class Manifest:
     created: str
     writer: str
     parts: tuple[Part, ...]
+    autostart: bool = False
 
     @property
     def size(self) -> int:
@@ -129,7 +130,7 @@ def parse(text: bytes) -> Manifest:
 
 
 def _checked(found: dict[str, Any]) -> Manifest:
-    rows = found.pop("parts", None)
+    rows, autostart = found.pop("parts", None), found.pop("autostart", False)
     values = _texts(Manifest, {key: value for key, value in found.items() if key not in ("format", "version")})
     check_name(values["guest"])
     if not _UUID.fullmatch(values["uuid"]):
@@ -143,7 +144,7 @@ def _checked(found: dict[str, Any]) -> Manifest:
         raise ValueError("a part is listed twice")
     if not parts or parts[0].kind != "definition":
         raise ValueError("its first part is not the definition")
-    return Manifest(**values, parts=parts)
+    return Manifest(**values, parts=parts, autostart=autostart is True)
 
 
 def _drives(parts: tuple[Part, ...]) -> int:
@@ -151,7 +152,7 @@ def _drives(parts: tuple[Part, ...]) -> int:
 
 
 def _texts(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = {field.name for field in fields(kind)} - {"parts"}
+    wanted = {field.name for field in fields(kind)} - {"parts", "autostart"}
     if set(found) != wanted:
         raise ValueError(f"these keys are too few or too many: {', '.join(sorted(set(found) ^ wanted))[:200]}")
     for key, value in found.items():
@@ -163,7 +164,7 @@ def _texts(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
 def _part(row: object) -> Part:
     if not isinstance(row, dict):
         raise ValueError("a part is no mapping")
-    if row.get("kind") not in _NAMES:
+    if not isinstance(row.get("kind"), str) or row["kind"] not in _NAMES:
         raise ValueError(f"there are no parts of kind {str(row.get('kind'))[:40]!r}")
     unknown = set(row) - {field.name for field in fields(Part)} - {"name"}
     if unknown:

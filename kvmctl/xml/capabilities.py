@@ -114,3 +114,9 @@ def _values(domain: Element, path: str, enum: str) -> tuple[str, ...] | None:
         return ()
     found = element.find(f"enum[@name='{enum}']")
     return None if found is None else tuple(value.text or "" for value in found.iterfind("value"))
+
+
+def loaders(domain_capabilities_xml: str) -> frozenset[str]:
+    """The paths of the firmware images that this host offers guests of that type and machine."""
+    root = tree.read(domain_capabilities_xml, "domainCapabilities")
+    return frozenset(value.text or "" for value in root.iterfind("os/loader/value")) - {""}

@@ -1,0 +1,94 @@
+"""Headers of images that somebody else made."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmctl.host import qcow2
+from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
+
+pytestmark = pytest.mark.unit
+
+
+def made(folder: Path, *options: str, name: str = "a.qcow2", size: str = "3M") -> Path:
+    path = folder / name
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), size], check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("-o", "compat=0.10"), ("-o", "cluster_size=512"), ("-o", "lazy_refcounts=on"), ("-o", "extended_l2=on")],
+    ids=" ".join,
+)
+def test_what_qemu_makes_is_sound(tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = made(tmp_path, *options)
+    assert qcow2.check(path, 3 << 20) == 3 << 20
+    with pytest.raises(UsageError):
+        qcow2.check(path, 4 << 20)
+
+
+def test_a_backing_file_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path, "-u", "-b", "/etc/passwd", "-F", "raw")
+    with pytest.raises(RefusedError, match="backing"):
+        qcow2.check(path)
+    with pytest.raises(RefusedError, match="backing"):
+        qcow2.check(made(tmp_path, "-u", "-b", "json:{}", "-F", "raw", "-o", "compat=0.10"))
+
+
+def test_an_external_data_file_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path, "-o", f"data_file={tmp_path}/data,data_file_raw=on")
+    with pytest.raises(RefusedError, match="another file"):
+        qcow2.check(path)
+    # The name of it alone, without the feature that has it opened.
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">Q", data, 72, 0)
+    with pytest.raises(RefusedError, match="data file"):
+        qcow2.check_header(bytes(data))
+
+
+def test_an_encrypted_disk_is_refused(tmp_path: Path) -> None:
+    for method in (1, 2):
+        data = bytearray(made(tmp_path).read_bytes())
+        struct.pack_into(">I", data, 32, method)
+        with pytest.raises(RefusedError, match="encrypted"):
+            qcow2.check_header(bytes(data))
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    for data in (
+        b"",
+        b"QFI\xfb",
+        b"\x7fELF" + bytes(500),
+        b"QFI\xfb" + bytes(500),
+        b"QFI\xfb\0\0\0\x03" + b"\xff" * 500,
+    ):
+        with pytest.raises(KvmctlError):
+            qcow2.check_header(data)
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="link"):
+        qcow2.check(tmp_path / "link")
+
+
+@given(data=st.data())
+def test_any_header_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    sound = made(tmp_path_factory.mktemp("header")).read_bytes()[:65536]
+    changed = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, 300))] = data.draw(st.integers(0, 255))
+    try:
+        qcow2.check_header(bytes(changed))
+    except KvmctlError:
+        return
+    # Whatever passed names no other file: QEMU's own words.
+    path = tmp_path_factory.mktemp("passed") / "a.qcow2"
+    path.write_bytes(changed + bytes(1 << 20))
+    said = subprocess.run(["qemu-img", "info", "-f", "qcow2", path], capture_output=True, text=True, check=False).stdout
+    assert "backing file" not in said
+    assert "data file" not in said
