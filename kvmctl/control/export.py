@@ -77,7 +77,7 @@ def export(
             if form == "ova":
                 package = ova.package(hypervisor, name, now, place, meter)
                 return Exported(manifest, _write(package, place, target), now.pause, package.notes)
-            size = _write(partial(_stream, manifest, contents, meter), place, target)
+            size = _write(partial(_stream, manifest, contents, now.check, meter), place, target)
     return Exported(manifest, size, now.pause, ())
 
 
@@ -170,7 +170,9 @@ def _write(stream: Callable[[int], None], place: Path, target: Path | None) -> i
     return size
 
 
-def _stream(manifest: Manifest, contents: Sequence[_Content], meter: Meter, sink: int) -> None:
+def _stream(
+    manifest: Manifest, contents: Sequence[_Content], check: Callable[[], None], meter: Meter, sink: int
+) -> None:
     import json
 
     meter.begin("write", manifest.size)
@@ -181,6 +183,7 @@ def _stream(manifest: Manifest, contents: Sequence[_Content], meter: Meter, sink
         for content in contents:
             with _opened(content.source) as source:
                 writer.add(content.part.name, content.part.size, source, meter.moved)
+        check()  # without its sums an archive is none
         sums = archive.sums(writer.digests)
         writer.add(archive.SUMS, len(sums), io.BytesIO(sums))
         writer.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 
 from kvmctl.control.meter import Meter
 from kvmctl.control.wait import interrupted
-from kvmctl.host import image
+from kvmctl.host import image, qcow2
 from kvmctl.host.staging import check_room, staging
 from kvmctl.hypervisor import backup, domains, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.storage import Volume
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
 from kvmctl.model.sample import ACTIVE
+from kvmctl.model.units import MIB
 from kvmctl.model.wording import argument
 from kvmctl.xml.carried import Carried, Drive, carried
 from kvmctl.xml.tree import read
@@ -47,14 +48,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was put together. `pause` is how many seconds the guest was off for it."""
+    """What was put together. `pause` is how many seconds the guest was off for it.
+
+    `check` raises ConflictError where an image that is read where it lies has been used meanwhile.
+    """
 
     state: str
     consistency: str
     images: tuple[Image, ...]
     memory: Path | None = None
     pause: float = 0.0
-    notes: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,16 @@ def _refuse_plugged(domain: Any, found: Carried) -> None:
 
 def _off(domain: Any, sources: Sequence[_Source], place: Path, meter: Meter) -> Moment:
     before = _stamps(sources)
-    images = _convert(sources, place, meter)
-    if domains.state(domain) in ACTIVE or _stamps(sources) != before:
-        raise ConflictError(
-            f"guest {domain.name()} was used while its disks were copied", "try again, or export it running"
-        )
-    return Moment("stopped", OFF, images)
+
+    def check() -> None:
+        if domains.state(domain) in ACTIVE or _stamps(sources) != before:
+            raise ConflictError(
+                f"guest {domain.name()} was used while its disks were copied", "try again, or export it running"
+            )
+
+    images = _convert(sources, place, meter, in_place=True)
+    check()
+    return Moment("stopped", OFF, images, check=check)
 
 
 def _stamps(sources: Sequence[_Source]) -> list[int]:
@@ -136,22 +144,36 @@ def _stamps(sources: Sequence[_Source]) -> list[int]:
         raise NotFoundError(f"cannot look at {error.filename}: {error.strerror}", "the guest's disk is gone") from error
 
 
-def _convert(sources: Sequence[_Source], place: Path, meter: Meter) -> tuple[Image, ...]:
+def _convert(sources: Sequence[_Source], place: Path, meter: Meter, in_place: bool = False) -> tuple[Image, ...]:
+    """Copy what has to be; with `in_place`, a disk that a copy would make no smaller is taken where it lies."""
     sizes = [_required(source) for source in sources]
-    check_room(place, sum(sizes))
-    meter.begin("copy", sum(sizes))
+    whole = [in_place and _is_compact(source, size) for source, size in zip(sources, sizes, strict=True)]
+    copied = sum(size for size, stays in zip(sizes, whole, strict=True) if not stays)
+    check_room(place, copied)
+    meter.begin("copy", copied)
     images = []
-    for source, size in zip(sources, sizes, strict=True):
-        if source.drive.kind == "disk":
+    for source, size, stays in zip(sources, sizes, whole, strict=True):
+        target = source.path
+        if source.drive.kind == "disk" and not stays:
             target = place / f"{source.drive.target}.qcow2"
             image.convert(source.path, source.form, target, "qcow2", size, meter.moved)
-        elif source.form == "raw":
-            target = source.path
-        else:
+        elif source.drive.kind != "disk" and source.form != "raw":
             target = place / f"{source.drive.target}.raw"
             image.convert(source.path, source.form, target, "raw", size, meter.moved)
         images.append(_image(source, target))
     return tuple(images)
+
+
+def _is_compact(source: _Source, size: int) -> bool:
+    """Whether the image is one file that holds little more than the `size` bytes that a copy of it would take."""
+    if source.drive.kind != "disk" or source.form != "qcow2" or source.path.stat().st_size > size + (size >> 4) + MIB:
+        return False
+    try:
+        qcow2.check(source.path)
+    except KvmctlError:
+        return False
+    found = image.info(source.path, "qcow2")
+    return not found.get("snapshots") and not found["format-specific"]["data"].get("bitmaps")
 
 
 def _required(source: _Source) -> int:

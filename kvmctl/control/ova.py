@@ -74,6 +74,7 @@ def package(hypervisor: Hypervisor, name: str, now: Moment, folder: Path, meter:
         size = found.path.stat().st_size
         image.convert(found.path, "qcow2", target, "vmdk", size, meter.moved, "subformat=streamOptimized")
         files.append((target, found.capacity))
+    now.check()
     machine = _machine(spec, len(disks))
     written = tuple(ovf.Written(path.name, path.stat().st_size, capacity) for path, capacity in files)
     text = ovf.render(machine, written, name).encode()

@@ -6,6 +6,7 @@ extended header, so that there is nothing in it that a program could be led astr
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import tarfile
@@ -192,6 +193,10 @@ def _zstd(options: list[str], source: int | IO[bytes], sink: int) -> Iterator[su
     except FileNotFoundError as error:
         raise KvmctlError("the program zstd is not installed", "apt install zstd") from error
     try:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # as much at a time as we read and write, where the kernel allows it
+                    fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, CHUNK)
         yield process
     finally:
         process.kill()

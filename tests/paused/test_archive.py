@@ -126,6 +126,22 @@ def test_a_sparse_disk_gives_a_small_file(
         Guest(hypervisor, f"{name}-2").remove()
 
 
+@pytest.mark.parametrize("hollow", [False, True])
+def test_a_disk_is_copied_only_where_that_makes_it_smaller(
+    kvmctl: Kvmctl, guest: Guest, pool: Pool, place: Path, hollow: bool
+) -> None:
+    image = pool[1] / "first.qcow2"
+    if hollow:
+        # Blocks that the guest has used, and not any more.
+        for what in ("write -P 1 8M 32M", "discard 8M 32M"):
+            subprocess.run(["qemu-io", "-f", "qcow2", "-c", what, image], capture_output=True, check=True)
+    row = run(kvmctl, "export", guest.name, "-o", place / "a")
+    assert (row["disks"] == image.stat().st_size) == (not hollow)
+    subprocess.run(["tar", "-C", place, "-xf", place / "a"], check=True)
+    same(place / "disks/vda.qcow2", image)
+    assert (place / "disks/vda.qcow2").stat().st_size < 8 << 20
+
+
 def test_an_overlay_becomes_one_disk(
     kvmctl: Kvmctl, hypervisor: Hypervisor, name: str, pool: Pool, place: Path
 ) -> None:

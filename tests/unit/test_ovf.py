@@ -182,10 +182,10 @@ def test_any_change_is_read_or_refused(data: st.DataObject) -> None:
 
 def made(folder: Path, subformat: str = "streamOptimized") -> Path:
     path = folder / f"{subformat}.vmdk"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", folder / "raw.qcow2", "3M"]
-    subprocess.run(command, check=True)
-    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "vmdk", "-o", f"subformat={subformat}"]
-    subprocess.run([*command, folder / "raw.qcow2", path], check=True)
+    empty = str(folder / "empty.qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", empty, "3M"], check=True)
+    options = ["-f", "qcow2", "-O", "vmdk", "-o", f"subformat={subformat}"]
+    subprocess.run(["qemu-img", "convert", *options, empty, str(path)], check=True)
     return path
 
 
