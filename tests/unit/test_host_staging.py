@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_a_folder_is_gone_after_the_block(tmp_path: Path) -> None:
         (folder / "x").mkdir()
         (folder / "x/y").write_text("z")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KeyboardInterrupt), staging.staging(tmp_path, "import", 0o711) as folder:
+    with suppress(KeyboardInterrupt), staging.staging(tmp_path, "import", 0o711) as folder:
         assert folder.stat().st_mode & 0o777 == 0o711
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -85,11 +86,9 @@ def test_an_image_whose_name_is_an_address_is_a_file(tmp_path: Path) -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 1000)
     for ask in (image.info, image.required):
-        with pytest.raises(KvmctlError, match="qemu-img check"):
-            try:
-                ask(tmp_path / "a", "qcow2")
-            except KvmctlError as error:
-                raise KvmctlError(error.message + error.hint) from error
+        with pytest.raises(KvmctlError, match="cannot read") as caught:
+            ask(tmp_path / "a", "qcow2")
+        assert "qemu-img check" in caught.value.hint
     with pytest.raises(KvmctlError, match="cannot convert"):
         image.convert(tmp_path / "a", "qcow2", tmp_path / "b", "qcow2", 1)
 
