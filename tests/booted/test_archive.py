@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -43,7 +44,8 @@ def guest(
         f"<os><type arch='x86_64' machine='q35'>hvm</type><kernel>{micro.kernel}</kernel>"
         f"<initrd>{micro.initrd}</initrd><cmdline>console=ttyS0 quiet</cmdline></os><features><acpi/></features>"
         f"<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{image}'/>"
-        "<target dev='vda' bus='virtio'/></disk><serial type='pty'/><memballoon model='virtio'/></devices></domain>"
+        "<target dev='vda' bus='virtio'/></disk><serial type='pty'/><memballoon model='virtio'/>"
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>"
     )
     domains.start(domains.define(hypervisor, name, text))
     return Guest(hypervisor, name)
@@ -94,6 +96,36 @@ def test_a_disk_that_is_written_to_is_of_one_moment(
     first, second = blocks(tmp_path / "disks/vda.qcow2")
     assert before <= first <= after + 1
     assert first - 1 <= second <= first
+
+
+AGENT = r"""
+p=$(ls /dev/vport*p* | head -n 1)
+exec 3<>$p
+while read -r line <&3; do
+  case "$line" in
+    *guest-sync*) echo "{\"return\":$(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" >&3 ;;
+    *guest-fsfreeze-freeze*) echo freeze >>/run/agent; echo '{"return":1}' >&3 ;;
+    *guest-fsfreeze-thaw*) echo thaw >>/run/agent; echo '{"return":1}' >&3 ;;
+    *) echo '{"return":{}}' >&3 ;;
+  esac
+done
+"""
+"""The words of QEMU's guest agent that matter here, in a shell's: what it was told is in /run/agent."""
+
+
+def test_an_agent_holds_the_file_systems_still(
+    kvmctl: Kvmctl, guest: Guest, console: Callable[[Guest], Console], tmp_path: Path
+) -> None:
+    line = console(guest)
+    line.ready()
+    packed = base64.b64encode(AGENT.encode()).decode()
+    for start in range(0, len(packed), 200):
+        line.run(f"printf %s {packed[start : start + 200]} >>/run/packed")
+    line.run("base64 -d /run/packed >/run/agent.sh; (sh /run/agent.sh >/dev/null 2>&1 &) ; true")
+    until(lambda: domains.live_definition(guest.domain), lambda text: "state='connected'" in text, 30, "the agent")
+    row = run(kvmctl, "export", guest.name, "-o", tmp_path / "a")
+    assert "held still" in row["consistency"]
+    assert re.findall(r"^(freeze|thaw)\s*$", line.run("cat /run/agent"), re.MULTILINE) == ["freeze", "thaw"]
 
 
 def test_memory_goes_on_here_where_it_stood(

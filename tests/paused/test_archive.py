@@ -18,7 +18,7 @@ from kvmctl.control import nvram
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from tests.conftest import Kvmctl, environment
-from tests.support import Guest, until
+from tests.support import Guest, Screen, until
 
 pytestmark = pytest.mark.paused
 
@@ -289,3 +289,34 @@ def test_what_a_killed_export_left_goes_with_the_next(kvmctl: Kvmctl, guest: Gue
     (place / ".kvmctl-export-aabbccddeeff/vda.qcow2").write_bytes(b"x")
     run(kvmctl, "export", guest.name, "-o", place / "a")
     assert [path.name for path in place.iterdir()] == ["a"]
+
+
+def test_an_interrupted_import_leaves_nothing(
+    kvmctl: Kvmctl, guest: Guest, make_name: MakeName, pool: Pool, place: Path, tmp_path: Path
+) -> None:
+    run(kvmctl, "export", guest.name, "-o", place / "a")
+    whole = (place / "a").read_bytes()
+    before = sorted(pool[1].iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvmctl", "-c", URI, "import", "-", "--name", make_name("copy")],
+        env=environment(tmp_path / "state", tmp_path / "run"),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    process.stdin.write(whole[:-10])
+    process.stdin.flush()
+    until(lambda: list(pool[1].glob(".kvmctl-import-*")), bool, 30, "its folder")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert sorted(pool[1].iterdir()) == before
+
+
+def test_a_terminal_shows_how_far_it_is(screen: Screen, guest: Guest, place: Path) -> None:
+    screen.start("-c", URI, "export", guest.name, "-o", str(place / "a"))
+    screen.expect("write  0% of 2")
+    assert screen.wait() == 0
+    assert "/s" in screen.text
+    screen.start("-q", "-c", URI, "export", guest.name, "-o", str(place / "b"))
+    assert screen.wait() == 0
+    assert "write" not in screen.text
