@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from kvmctl import __version__
-from kvmctl.control import moment, nvram, ova
+from kvmctl.control import moment, ova
+from kvmctl.control.guarded import guarded
 from kvmctl.control.inspect import described
 from kvmctl.control.meter import Meter
 from kvmctl.control.moment import Image, Moment
@@ -69,7 +70,7 @@ def export(
     text = domains.definition(domain, secure=True)
     found = carried(text)
     _refuse(name, found)
-    with lock(f"{hypervisor.uri}#export/{name}"), staging(folder, "export") as place:
+    with lock(f"export of guest {domain.UUIDString()}"), staging(folder, "export") as place:
         taken = moment.take(hypervisor, domain, found, place, with_memory, meter)
         with taken as now:
             contents = _contents(hypervisor, name, text, found, now)
@@ -77,8 +78,16 @@ def export(
             if form == "ova":
                 package = ova.package(hypervisor, name, now, place, meter)
                 return Exported(manifest, _write(package, place, target), now.pause, package.notes)
+            if now.pause:
+                _give_weight(hypervisor)
             size = _write(partial(_stream, manifest, contents, now.check, meter), place, target)
     return Exported(manifest, size, now.pause, ())
+
+
+def _give_weight(hypervisor: Hypervisor) -> None:
+    """The guest was started anew, so with the weight of its definition. What fails here the next tick does."""
+    with suppress(KvmctlError), guarded(hypervisor, lambda _text: None):
+        pass
 
 
 def _refuse(name: str, found: Carried) -> None:
@@ -105,10 +114,9 @@ def _contents(hypervisor: Hypervisor, name: str, text: str, found: Carried, now:
     spec, unexpressed = described(hypervisor, name)
     guest_file = dump([spec], project=spec.project, comments={name: list(unexpressed)}).encode()
     contents = [_text("definition", text.encode()), _text("spec", guest_file)]
-    variables = nvram.existing(text)
-    for kind, path in (("nvram", variables), ("kernel", found.kernel), ("initrd", found.initrd)):
-        if path:
-            contents.append(_file(kind, Path(path)))
+    if now.variables is not None:
+        contents.append(_text("nvram", now.variables))
+    contents += [_file(kind, Path(path)) for kind, path in (("kernel", found.kernel), ("initrd", found.initrd)) if path]
     contents += [_image(image) for image in now.images]
     if now.memory is not None:
         contents.append(_file("memory", now.memory))

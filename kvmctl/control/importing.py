@@ -161,16 +161,17 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
     """Give everything its name, define the guest, and start it where that is wanted; or undo all of it."""
     with guarded(hypervisor, warn), _undoing(hypervisor, plan, staged) as undo:
         place.check_still_free(hypervisor, plan)
+        # How to undo it comes before it is done: Ctrl-C can come between any two calls.
         for final, temporary in staged.files.items():
+            undo.callback(_unlink, final, temporary.stat().st_ino)
             give_name(temporary, final)
-            undo.callback(final.unlink, missing_ok=True)
         if staged.nvram is not None and plan.nvram is not None:
-            write_atomic(plan.nvram, staged.nvram)
             undo.callback(plan.nvram.unlink, missing_ok=True)
+            write_atomic(plan.nvram, staged.nvram)
         for pool in plan.pools:
             storage.refresh(pool)
+        undo.callback(_undefine, hypervisor, plan)
         domain = domains.define(hypervisor, plan.own.name, plan.xml)
-        undo.callback(_undefine, domain)
         if plan.manifest.autostart:
             domains.set_autostart(domain, True)
         if staged.memory is not None:
@@ -184,11 +185,20 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
     return Imported(plan.own.name, domain.UUIDString(), state, files, plan.manifest, plan.notes)
 
 
-def _undefine(domain: Any) -> None:
-    with suppress(KvmctlError):
-        domains.power_off(domain)
-    with suppress(KvmctlError):
-        domains.undefine(domain)
+def _undefine(hypervisor: Hypervisor, plan: Plan) -> None:
+    if domains.has_uuid(hypervisor, plan.own.uuid):
+        domain = domains.find(hypervisor, plan.own.name)
+        with suppress(KvmctlError):
+            domains.power_off(domain)
+        with suppress(KvmctlError):
+            domains.undefine(domain)
+
+
+def _unlink(path: Path | str, inode: int) -> None:
+    """Delete a file that we gave its name; somebody else's of that name stays."""
+    with suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            Path(path).unlink()
 
 
 @contextmanager
@@ -223,7 +233,5 @@ def recover(hypervisor: Hypervisor) -> None:
                 continue
             if not domains.has_uuid(hypervisor, intent.key):
                 for path, inode in intent.data.get("files", {}).items():
-                    with suppress(OSError):
-                        if os.lstat(path).st_ino == inode:
-                            Path(path).unlink()
+                    _unlink(path, inode)
             journal.done(INTENT, intent.key)

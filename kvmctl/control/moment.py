@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvmctl.control import nvram
 from kvmctl.control.meter import Meter
 from kvmctl.control.wait import interrupted
 from kvmctl.host import image, qcow2
@@ -48,7 +49,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was put together. `pause` is how many seconds the guest was off for it.
+    """What was put together. `variables` are its firmware's, `pause` how many seconds the guest was off for it.
 
     `check` raises ConflictError where an image that is read where it lies has been used meanwhile.
     """
@@ -56,6 +57,7 @@ class Moment:
     state: str
     consistency: str
     images: tuple[Image, ...]
+    variables: bytes | None
     memory: Path | None = None
     pause: float = 0.0
     check: Callable[[], None] = lambda: None
@@ -134,7 +136,15 @@ def _off(domain: Any, sources: Sequence[_Source], place: Path, meter: Meter) -> 
 
     images = _convert(sources, place, meter, in_place=True)
     check()
-    return Moment("stopped", OFF, images, check=check)
+    return Moment("stopped", OFF, images, _variables(domain), check=check)
+
+
+def _variables(domain: Any) -> bytes | None:
+    found = nvram.existing(domains.definition(domain))
+    try:
+        return None if found is None else Path(found).read_bytes()
+    except OSError as error:
+        raise KvmctlError(f"cannot read {found}: {error.strerror}") from error
 
 
 def _stamps(sources: Sequence[_Source]) -> list[int]:
@@ -200,21 +210,27 @@ def _running(
     targets = {source.drive.target: str(folder / f"{source.drive.target}.qcow2") for source in disks}
     frozen = _back_up(domain, targets, others, meter) if disks else False
     images = [_image(source, Path(targets.get(source.drive.target, source.path))) for source in sources]
-    return Moment(state, FROZEN if frozen else CRASH, tuple(images))
+    return Moment(state, FROZEN if frozen else CRASH, tuple(images), _variables(domain))
 
 
 def _back_up(domain: Any, targets: Mapping[str, str], others: tuple[str, ...], meter: Meter) -> bool:
     """Have the disks copied; whether the guest's file systems were held still when that began."""
-    frozen = _has_agent(domain) and backup.freeze(domain)
+    agent, frozen, ours = _has_agent(domain), False, False
     try:
-        backup.begin(domain, targets, others)
-    finally:
-        if frozen:
-            backup.thaw(domain)
-    try:
+        try:
+            frozen = agent and backup.freeze(domain)
+            ours = True
+            backup.begin(domain, targets, others)
+        except KvmctlError:
+            ours = False  # a job that stands in the way is somebody else's
+            raise
+        finally:
+            if agent:  # Ctrl-C may have come before it was known whether they are held
+                backup.thaw(domain)
         _follow(domain, meter)
     except BaseException:
-        backup.abort(domain)
+        if ours:
+            backup.abort(domain)
         raise
     backup.check_done(domain)
     return frozen
@@ -249,15 +265,16 @@ def _saved(domain: Any, state: str, sources: Sequence[_Source], place: Path, met
     check_room(place, sum(map(_required, sources)))
     begun = time.monotonic()
     meter.begin("save", 0)
-    backup.save(domain)
     try:
+        backup.save(domain)
         memory = _memory(domain, place)
+        variables = _variables(domain)
         images = _convert(sources, place, meter)
     finally:
-        # Its saved memory is what it starts from, paused where it was.
-        domains.start(domain)
-    pause = time.monotonic() - begun
-    return Moment(state, WITH_MEMORY, images, memory, pause)
+        # Ctrl-C may have come as soon as it was saved. It starts from that, paused where it was.
+        if domains.has_saved_state(domain):
+            domains.start(domain)
+    return Moment(state, WITH_MEMORY, images, variables, memory, time.monotonic() - begun)
 
 
 def _memory(domain: Any, place: Path) -> Path:

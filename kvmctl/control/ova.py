@@ -8,9 +8,9 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from kvmctl.control import identity as identities
 from kvmctl.control import place
@@ -249,8 +249,9 @@ def _convert(plan: Plan, machine: Machine, found: dict[str, bytes | Path], meter
     return files
 
 
-def described_in(path: Path) -> Machine:
-    """The guest of an OVA, from its OVF alone. Raises UsageError."""
+def document(path: Path) -> dict[str, Any]:
+    """The guest of an OVA, from its OVF alone, with stable keys; sizes are bytes. Raises UsageError."""
     with path.open("rb") as file:
-        reader = Reader(file)
-        return ovf.parse(_decoded(_envelope(reader)[1]))
+        found = ovf.parse(_decoded(_envelope(Reader(file))[1]))
+    data = asdict(found)
+    return {"format": "ova", "guest": data.pop("name"), **data}

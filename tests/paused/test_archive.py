@@ -171,7 +171,12 @@ def test_a_running_guest_goes_on(kvmctl: Kvmctl, guest: Guest, pool: Pool, place
     same(place / "disks/vda.qcow2", pool[1] / "first.qcow2")
 
 
-def test_memory_goes_with_the_guest(kvmctl: Kvmctl, guest: Guest, pool: Pool, place: Path, make_name: MakeName) -> None:
+@pytest.mark.parametrize("firmware", ["", "firmware='efi'"], ids=["bios", "uefi"])
+def test_memory_goes_with_the_guest(
+    kvmctl: Kvmctl, hypervisor: Hypervisor, name: str, pool: Pool, place: Path, make_name: MakeName, firmware: str
+) -> None:
+    guest = define(hypervisor, name, disk(pool[1] / "first.qcow2"), firmware=firmware)
+    hypervisor.connection.storagePoolLookupByName(pool[0]).refresh(0)
     domains.start(guest.domain, paused=True)
     row = run(kvmctl, "export", guest.name, "-o", place / "a", "--with-memory")
     assert row["memory"] > 0

@@ -61,6 +61,9 @@ def test_there_and_back(
             contents[name] = member.read()
     for name in (names[0], names[2]):
         assert f"SHA256({name})= {hashlib.sha256(contents[name]).hexdigest()}" in contents[names[1]].decode()
+    shown = kvmctl("--output", "json", "inspect", path).json()
+    assert (shown["guest"], shown["cpus"], shown["memory"]) == (guest.name, 2, 128 << 20)
+    assert "default, e1000" in kvmctl("inspect", path).out
     copy = make_name("copy")
     row = run(kvmctl, "import", path, "--name", copy, "--pool", f"default={pool[0]}")
     assert (row["state"], row["files"]) == ("stopped", [str(pool[1] / f"{copy}-sda.qcow2")])
