@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from kvmctl.cli.app import App
 
 _AFTER = "The global options (-c, -o, -q, -v, --yes, --debug) can stand here too: see kvmctl --help."
+_AFTER_OWN = _AFTER.replace("-o,", "--output,")
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
@@ -39,14 +40,14 @@ def global_options(hidden: bool = False) -> list[click.Parameter]:
 
 def accept_after(command: click.Command) -> None:
     """Let `command`, and what it has below it, take the global options as well."""
-    if command.epilog == _AFTER:
+    if command.epilog in (_AFTER, _AFTER_OWN):
         return
     own = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     for option in global_options(hidden=True):
         # What a command means by `-o` is a file in some, as everywhere else; there --output says the format.
         option.opts = [name for name in option.opts if name not in own]
         command.params.append(option)
-    command.epilog = _AFTER
+    command.epilog = _AFTER_OWN if "-o" in own else _AFTER
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             accept_after(inner)

@@ -33,6 +33,8 @@ def opened(path: Path | None) -> Iterator[tuple[Reader, Manifest]]:
 @contextmanager
 def _file(path: Path | None) -> Iterator[int]:
     if path is None:
+        if sys.stdin.isatty():
+            raise UsageError("an archive does not come from a terminal", "give a file, or pipe one in")
         yield sys.stdin.fileno()
         return
     try:
