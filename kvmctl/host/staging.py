@@ -25,11 +25,8 @@ def staging(parent: Path, what: str, mode: int = 0o700) -> Iterator[Path]:
     Whoever has one holds a lock on it, which the kernel takes away from a process that ends. Raises KvmctlError.
     """
     _sweep(parent, what)
-    path = parent / f"{_PREFIX}{what}-{os.urandom(6).hex()}"
     try:
-        path.mkdir(mode=0o700)
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(held, fcntl.LOCK_EX)
+        path, held = _made(parent, what)
         path.chmod(mode)
     except OSError as error:
         raise KvmctlError(
@@ -40,6 +37,19 @@ def staging(parent: Path, what: str, mode: int = 0o700) -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(held)
+
+
+def _made(parent: Path, what: str) -> tuple[Path, int]:
+    while True:
+        path = parent / f"{_PREFIX}{what}-{os.urandom(6).hex()}"
+        path.mkdir(mode=0o700)
+        # Until it is locked, another's sweep takes it for one that was left: then make another.
+        with suppress(FileNotFoundError):
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if path.exists():
+                return path, held
+            os.close(held)
 
 
 def _sweep(parent: Path, what: str) -> None:
