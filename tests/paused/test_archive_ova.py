@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from kvmctl.host import accelerator
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from tests.archives import Member, pack
@@ -27,6 +28,14 @@ Pool = tuple[str, Path]
 def run(kvmctl: Kvmctl, *words: object, code: int = 0) -> Any:
     ran = kvmctl("-c", URI, "--output", "json", *words, code=code)
     return ran.json()[0] if code == 0 else ran.err
+
+
+@pytest.fixture(autouse=True)
+def emulated(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That guests are emulated here counts as found out: it takes a while."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    accelerator.remember(accelerator.Verdict("tcg", "a test", proved=True))
+    assert accelerator.remembered() is not None
 
 
 @pytest.fixture
