@@ -4,6 +4,7 @@ files leave nothing behind."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from kvmctl.control import nvram
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from tests.archives import Archive
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, Screen, until
 
@@ -296,20 +298,22 @@ def test_what_a_killed_export_left_goes_with_the_next(kvmctl: Kvmctl, guest: Gue
     assert [path.name for path in place.iterdir()] == ["a"]
 
 
-def test_an_interrupted_import_leaves_nothing(
-    kvmctl: Kvmctl, guest: Guest, make_name: MakeName, pool: Pool, place: Path, tmp_path: Path
-) -> None:
-    run(kvmctl, "export", guest.name, "-o", place / "a")
-    whole = (place / "a").read_bytes()
+def test_an_interrupted_import_leaves_nothing(name: str, pool: Pool, place: Path, tmp_path: Path) -> None:
+    # Random, so that zstd has to give something on before it has seen the whole.
+    (place / "raw").write_bytes(os.urandom(8 << 20))
+    run_image("convert", "-f", "raw", "-O", "qcow2", place / "raw", place / "disk.qcow2")
+    archive = Archive(name, (place / "disk.qcow2").read_bytes(), pool=pool[0])
+    archive.manifest["parts"][1]["capacity"] = 8 << 20
+    whole = archive.write(place / "a").read_bytes()
     before = sorted(pool[1].iterdir())
     process = subprocess.Popen(
-        [sys.executable, "-m", "kvmctl", "-c", URI, "import", "-", "--name", make_name("copy")],
+        [sys.executable, "-m", "kvmctl", "-c", URI, "import", "-"],
         env=environment(tmp_path / "state", tmp_path / "run"),
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     assert process.stdin
-    process.stdin.write(whole[:-10])
+    process.stdin.write(whole[: len(whole) // 2])
     process.stdin.flush()
     until(lambda: list(pool[1].glob(".kvmctl-import-*")), bool, 30, "its folder")
     process.send_signal(signal.SIGTERM)
