@@ -183,7 +183,7 @@ def _is_compact(source: _Source, size: int) -> bool:
     except KvmctlError:
         return False
     found = image.info(source.path, "qcow2")
-    return not found.get("snapshots") and not found["format-specific"]["data"].get("bitmaps")
+    return not found["format-specific"]["data"].get("bitmaps")
 
 
 def _required(source: _Source) -> int:

@@ -43,13 +43,15 @@ def check_header(data: bytes) -> int:
     """As `check`, of the first 64 KiB of an image."""
     if len(data) < _HEADER.size or data[:4] != MAGIC:
         raise UsageError("a disk is no qcow2 image", _HINT)
-    _, version, backing, backing_length, cluster_bits, size, crypt, *_ = _HEADER.unpack_from(data)
+    _, version, backing, backing_length, cluster_bits, size, crypt, *_, snapshots, _ = _HEADER.unpack_from(data)
     if version not in (2, 3) or not 9 <= cluster_bits <= 21 or size % _SECTOR:
         raise UsageError("a disk has a header that no qcow2 image has", _HINT)
     if backing or backing_length:
         raise RefusedError("a disk names a backing file, which would be one of this host's", _HINT)
     if crypt:
         raise RefusedError("a disk is encrypted", _HINT)
+    if snapshots:
+        raise RefusedError("a disk holds snapshots, which nobody here has looked into", _HINT)
     length = _HEADER.size
     if version == 3:
         length = _check_features(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import subprocess
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_any_header_is_read_or_refused(data: st.DataObject, tmp_path_factory: py
     # Whatever passed names no other file: QEMU's own words.
     path = tmp_path_factory.mktemp("passed") / "a.qcow2"
     path.write_bytes(changed + bytes(1 << 20))
-    said = subprocess.run(["qemu-img", "info", "-f", "qcow2", path], capture_output=True, text=True, check=False).stdout
-    assert "backing file" not in said
-    assert "data file" not in said
+    command = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(path)]
+    said = subprocess.run(command, capture_output=True, check=False).stdout
+    if said:  # it opened it
+        found = json.loads(said.decode(errors="replace"))
+        assert "backing-filename" not in found
+        assert "data-file" not in found["format-specific"]["data"]
+
+
+def test_snapshots_of_its_own(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    subprocess.run(["qemu-img", "snapshot", "-c", "one", path], check=True)
+    with pytest.raises(RefusedError, match="snapshots"):
+        qcow2.check(path)
