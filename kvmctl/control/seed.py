@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +87,55 @@ def image(seed: Seed) -> bytes:
     iso.write_fp(out)
     iso.close()
     return out.getvalue()
+
+
+def renewed(content: bytes, old: str, new: str, instance: str) -> bytes:
+    """A seed image like `content`, of guest `old`, for its copy `new`: cloud-init takes it for a new instance, whose
+    ID begins with the new name and holds `instance`. The host name changes where it was the guest's name.
+
+    Raises UsageError where `content` is no seed image.
+    """
+    import yaml
+
+    files = dict(read_image(content))
+    try:
+        meta = yaml.safe_load(files.get("meta-data", b"")) or {}
+        user = yaml.safe_load(files.get("user-data", b""))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the cloud-init seed of guest {old} holds no YAML: {error}", "make the copy without it"
+        ) from error
+    if not isinstance(meta, dict):
+        raise UsageError(
+            f"the meta-data of the cloud-init seed of guest {old} is no mapping", "make the copy without it"
+        )
+    meta["instance-id"] = f"{new}-{instance}"
+    if meta.get("local-hostname", old) == old:
+        meta["local-hostname"] = new
+    if isinstance(user, dict) and user.get("hostname") == old:
+        head = files["user-data"].split(b"\n", 1)[0] if files["user-data"].startswith(b"#") else b"#cloud-config"
+        files["user-data"] = head + b"\n" + yaml.safe_dump(user | {"hostname": new}, sort_keys=False).encode()
+    files["meta-data"] = yaml.safe_dump(meta, sort_keys=False).encode()
+    return image(Seed(tuple(files.items()), ""))
+
+
+def read_image(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """The files of a seed image, by name; what lies in folders is left out. Raises UsageError where it is none."""
+    import pycdlib
+    from pycdlib.pycdlibexception import PyCdlibException
+
+    iso = pycdlib.PyCdlib()
+    try:
+        iso.open_fp(io.BytesIO(content))
+        for child in iso.list_children(joliet_path="/"):
+            if child is not None and child.is_file() and child.get_data_length() <= MAX_FILE:
+                name = child.file_identifier().decode("utf-16-be")
+                out = io.BytesIO()
+                iso.get_file_from_iso_fp(out, joliet_path=f"/{name}")
+                yield name, out.getvalue()
+        iso.close()
+    # pycdlib stumbles over what it does not expect with whatever comes.
+    except (PyCdlibException, ValueError, LookupError, OSError, struct.error, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"the cloud-init seed is no image that can be read: {error}", "make the copy without it"
+        ) from error
