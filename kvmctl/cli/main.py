@@ -36,6 +36,7 @@ _COMMANDS = {
     "autostart": ("kvmctl.cli.lifecycle:autostart", "Start guests with the host, or not"),
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
     "snapshot": ("kvmctl.cli.snapshot:snapshot", "Snapshots: create, list, revert, delete"),
+    "backup": ("kvmctl.cli.backup:backup", "Back a guest up into a folder, in full or what changed since"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),
