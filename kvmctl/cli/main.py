@@ -35,6 +35,7 @@ _COMMANDS = {
     "resume": ("kvmctl.cli.lifecycle:resume", "Resume paused guests"),
     "autostart": ("kvmctl.cli.lifecycle:autostart", "Start guests with the host, or not"),
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
+    "clone": ("kvmctl.cli.clone:clone", "Make a guest that is a copy of another"),
     "snapshot": ("kvmctl.cli.snapshot:snapshot", "Snapshots: create, list, revert, delete"),
     "backup": ("kvmctl.cli.backup:backup", "Back a guest up into a folder, in full or what changed since"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
