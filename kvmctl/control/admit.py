@@ -77,6 +77,14 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
     _admit(hypervisor, wish, force, warn)
 
 
+def admit_revert(
+    hypervisor: Hypervisor, name: str, definition: str, begins: bool, force: bool, warn: Callable[[str], None]
+) -> None:
+    """Raise RefusedError if the reservations would not fit once this guest runs by another definition; `begins` is
+    whether it does not run now."""
+    _admit(hypervisor, _Wish({name: promise(definition)}, frozenset([name] if begins else [])), force, warn)
+
+
 def _growth(plan: GuestPlan) -> int:
     """Bytes by which the balloon of a running guest is going to be let go."""
     if plan.live is None or not any(change.field == "memory.size" for change in plan.changes):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvmctl.control.lifecycle import Deed
 from kvmctl.control.resolve import DEFAULT_POOL
 from kvmctl.control.select import Guest
+from kvmctl.control.snapshots import existing, lock_of
+from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.storage import Volume
@@ -46,18 +49,26 @@ class Removal:
 
 def plan(hypervisor: Hypervisor, guests: Sequence[Guest], disks: bool) -> list[Removal]:
     """What deleting these guests would do. Only with `disks` does any image but our own seeds go."""
+    if disks:
+        storage.refresh(hypervisor)  # what overlays what is known only of volumes
     leaving = {sample.name for sample, _domain in guests}
     used = _used_by_others(hypervisor, leaving)
     volumes = {volume.path: volume for volume in storage.all_volumes(hypervisor)}
     removals = []
     for guest in guests:
         spec = parse(domains.definition(guest[1])).spec
-        removals.append(Removal(guest, tuple(_fates(spec, disks, used, volumes))))
+        fates = tuple(_fates(spec, disks, used, volumes))
+        kept = frozenset(fate.path for fate in fates)
+        removals.append(Removal(guest, (*fates, *_below(guest[1], kept, disks, used, volumes))))
     doomed = {fate.path for removal in removals for fate in removal.fates if fate.delete}
-    overlays = {
-        volume.backing: volume.path for volume in volumes.values() if volume.backing and volume.path not in doomed
-    }
-    return [_spare_bases(removal, overlays) for removal in removals]
+    while True:  # what is spared is itself over something
+        overlays = {
+            volume.backing: volume.path for volume in volumes.values() if volume.backing and volume.path not in doomed
+        }
+        if not doomed & overlays.keys():
+            return removals
+        removals = [_spare_bases(removal, overlays) for removal in removals]
+        doomed -= overlays.keys()
 
 
 def _used_by_others(hypervisor: Hypervisor, leaving: set[str]) -> dict[str, str]:
@@ -84,6 +95,19 @@ def _fates(spec: GuestSpec, disks: bool, used: dict[str, str], volumes: dict[str
         ours = re.fullmatch(re.escape(spec.name) + r"-seed-[0-9a-f]{12}\.iso", volumes[seed].name)
         ours_alone = ours is not None and volumes[seed].pool == DEFAULT_POOL and seed not in used
         yield Fate(seed, volumes[seed].allocation, ours_alone, "" if ours_alone else "not made by kvmctl")
+
+
+def _below(
+    domain: Any, known: frozenset[str], disks: bool, used: dict[str, str], volumes: dict[str, Volume]
+) -> Iterator[Fate]:
+    """The images that the guest's own snapshots have left below the ones that it writes to."""
+    for one in existing(domain):
+        for path in sorted({path for _target, path in (*one.frozen, *one.overlays)} - known):
+            volume = volumes.get(path)
+            if one.kind == "external" and volume is not None:
+                known |= {path}
+                reason = _reason_to_keep(DiskSpec(path=path), disks, used, volume)
+                yield Fate(path, volume.allocation, not reason, reason)
 
 
 def _reason_to_keep(disk: DiskSpec, disks: bool, used: dict[str, str], volume: Volume | None) -> str:
@@ -121,6 +145,11 @@ def refuse_running(guests: Sequence[Guest]) -> None:
 
 def remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
     """Delete one guest. A guest that runs is refused with ConflictError, or powered off with `force`."""
+    with lock(lock_of(removal.guest[1])):  # its images may be copied or merged just now
+        return _remove(hypervisor, removal, force)
+
+
+def _remove(hypervisor: Hypervisor, removal: Removal, force: bool) -> Deed:
     sample, domain = removal.guest
     state = domains.state(domain)
     if state not in _OFF:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvmctl.control import preflight, starts
+from kvmctl.control.chains import follow_snapshots
 from kvmctl.control.resolve import DEFAULT_POOL, INTENT, VolumePlan, resolve_disks
 from kvmctl.control.running import running_spec
 from kvmctl.host.journal import Journal
@@ -117,6 +118,7 @@ class Planner:
         runs_with = running_spec(domain, current) if running else None
         raised = raise_maxima(spec, current)
         resolved, volumes = resolve_disks(self.hypervisor, raised)
+        resolved = follow_snapshots(self.hypervisor, resolved, current)
         resolved, seed = self._seed(resolved, current)
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in (*volumes, *seed)]
         changes += diff(resolved, current, runs_with)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,21 @@ def delete(hypervisor: Hypervisor, path: str) -> None:
     """Delete the volume at that path."""
     with doing(f"delete volume {path}"):
         hypervisor.connection.storageVolLookupByPath(path).delete(0)
+
+
+def refresh(hypervisor: Hypervisor) -> None:
+    """Have the active pools of folders look at what is in them: an image that libvirt did not make there by way of
+    the pool is no volume until then. A pool that cannot is passed over."""
+    with doing("list the storage pools"):
+        pools = hypervisor.connection.listAllStoragePools(
+            libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
+            | libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_DIR
+            | libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_FS
+            | libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_NETFS
+        )
+    for one in pools:
+        with suppress(libvirt.libvirtError):
+            one.refresh(0)
 
 
 def all_volumes(hypervisor: Hypervisor) -> list[Volume]:

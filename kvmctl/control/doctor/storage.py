@@ -11,6 +11,7 @@ from kvmctl.control.doctor.check import Check
 from kvmctl.host import access, journal, lock
 from kvmctl.hypervisor import host
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.wording import argument
 
 _FOLDERS = ("dir", "fs", "netfs")
 
@@ -84,6 +85,12 @@ def _leftover(intent: journal.Intent) -> Check:
     if intent.kind == swap.KIND:
         hint = "the same kvmctl swap enable again, or kvmctl swap disable, which also removes other swap of kvmctl's"
         return Check("unfinished", "warn", f"swap {intent.key}", cause, hint)
-    return Check(
-        "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
-    )
+    guest = argument(str(intent.data.get("guest", "GUEST"))) if isinstance(intent.data, dict) else "GUEST"
+    hint = {
+        "backup": f"the next kvmctl backup {guest} DIR removes it",
+        "clone": "the next kvmctl clone removes it",
+        "freeze": f"kvmctl snapshot list {guest} thaws it",
+        "merge": f"kvmctl snapshot delete {guest} NAME goes on with it",
+        "revert": f"kvmctl snapshot list {guest} finishes it",
+    }.get(intent.kind, "kvmctl apply -f FILE finishes or names it")
+    return Check("unfinished", "warn", f"{intent.kind} {intent.key}", cause, hint)

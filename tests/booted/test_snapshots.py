@@ -1,0 +1,153 @@
+"""Snapshots and backups of a Linux guest that writes to its disk all the time, with an agent that holds it still."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmctl.bootstrap.microguest import MicroGuest
+from kvmctl.hypervisor.connection import Hypervisor
+from tests import disks
+from tests.conftest import Kvmctl
+from tests.support import Console, Guest, until
+
+pytestmark = pytest.mark.booted
+
+Pool = tuple[str, Path]
+
+WRITER = (
+    "(n=0; while :; do if [ -e /run/frozen ]; then : >/run/idle; usleep 10000; else rm -f /run/idle; n=$((n + 1)); "
+    "echo $n | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo $n >/run/n; fi; done) &"
+)
+"""Counts on the disk's first sector, and notes in memory what is there by now."""
+
+SCRIPT = """\
+for p in /sys/class/virtio-ports/*; do
+    read -r name <$p/name
+    [ "$name" = org.qemu.guest_agent.0 ] && port=/dev/${p##*/}
+done
+exec 3<>$port
+while read -r line <&3; do
+    case $line in
+        *guest-sync*) id=${line##*:}; echo "{\\"return\\": ${id%%\\}*}}" >&3 ;;
+        *fsfreeze-freeze*)
+            : >/run/frozen
+            while [ ! -e /run/idle ]; do usleep 1000; done
+            cat /run/n >>/run/log
+            echo '{"return": 1}' >&3 ;;
+        *fsfreeze-thaw*) rm -f /run/frozen; echo '{"return": 1}' >&3 ;;
+        *) echo '{"error": {"class": "CommandNotFound", "desc": "not here"}}' >&3 ;;
+    esac
+done
+"""
+"""A guest agent that can be frozen by, and nothing else: it notes what was on the disk then."""
+
+
+@pytest.fixture
+def writing(
+    kvmctl: Kvmctl,
+    make_name: Callable[..., str],
+    hypervisor: Hypervisor,
+    micro: MicroGuest,
+    accelerator: str,
+    console: Callable[[Guest], Console],
+    pool: Pool,
+) -> tuple[Guest, Console]:
+    name = make_name("writer")
+    kvmctl(
+        "apply",
+        "-f",
+        "-",
+        stdin=f"guests:\n  - name: {name}\n    accelerator: {accelerator}\n"
+        "    memory: {size: 256MiB}\n    agent: true\n"
+        f"    disks: [{{volume: {name}.qcow2, pool: {pool[0]}, size: 1MiB}}]\n"
+        f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: console=ttyS0 quiet}}\n",
+    )
+    guest = Guest(hypervisor, name)
+    line = console(guest)
+    line.ready()
+    line.run(WRITER)
+    return guest, line
+
+
+def with_agent(guest: Guest, line: Console) -> None:
+    from kvmctl.control.snapshots import facts_of
+
+    for text in SCRIPT.splitlines():
+        quoted = text.replace("'", "'\\''")
+        line.run(f"echo '{quoted}' >>/run/agent")
+    line.run("sh /run/agent >/dev/null 2>&1 &")
+    until(lambda: facts_of(guest.domain).agent, bool, 30, "the agent")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    import shutil
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="kvmctl-test-backup-", dir="/var/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+def counted(image: Path, tmp_path: Path) -> int:
+    """What the guest had written to that image."""
+    raw = tmp_path / "raw"
+    command = ["qemu-img", "convert", "-U", "-f", disks.form(image), "-O", "raw", str(image), str(raw)]
+    subprocess.run(command, check=True)
+    return int(raw.read_bytes()[:512].rstrip(b"\0"))
+
+
+def now(line: Console) -> int:
+    return int(line.run("cat /run/n"))
+
+
+def test_a_frozen_guest_has_on_its_disk_what_its_agent_saw(
+    kvmctl: Kvmctl, writing: tuple[Guest, Console], folder: Path, tmp_path: Path
+) -> None:
+    guest, line = writing
+    base = disks.disk(guest)
+    with_agent(guest, line)
+    assert "frozen by the agent" in kvmctl("snapshot", "create", guest.name, "s", "--disk-only").err
+    (seen,) = map(int, line.run("cat /run/log").split())
+    assert counted(base, tmp_path) == seen
+    until(lambda: now(line), lambda n: n > seen + 3, 30, "the counter")
+    ids = []
+    for option in ([], ["--incremental"]):
+        said = kvmctl("backup", guest.name, folder, *option, "-o", "name")
+        assert "frozen by the agent" in said.err
+        ids.append(said.out.strip())
+    saw = [int(word) for word in line.run("cat /run/log").split()][1:]
+    assert [counted(folder / guest.name / id_ / "disks/vda.qcow2", tmp_path) for id_ in ids] == saw
+    assert saw[0] < saw[1]
+    # It writes on, and the merge loses nothing of it.
+    before = now(line)
+    kvmctl("snapshot", "delete", guest.name, "s", "--yes")
+    assert disks.disk(guest) == base
+    until(lambda: now(line), lambda n: n > before + 3, 30, "the counter")
+    line.run(": >/run/frozen; while [ ! -e /run/idle ]; do usleep 1000; done")
+    assert counted(base, tmp_path) == now(line)
+
+
+def test_memory_and_disk_go_back_to_one_moment(
+    kvmctl: Kvmctl, writing: tuple[Guest, Console], console: Callable[[Guest], Console]
+) -> None:
+    guest, line = writing
+    assert "memory and its disks" in kvmctl("snapshot", "create", guest.name, "m").err
+    taken = now(line)
+    until(lambda: now(line), lambda n: n > taken + 100, 120, "the counter")
+    late = now(line)
+    said = kvmctl("snapshot", "revert", guest.name, "m", "--yes")
+    assert "and running" in said.err
+    again = console(guest)
+    again.ready()
+    again.run(": >/run/frozen; while [ ! -e /run/idle ]; do usleep 1000; done")
+    back = now(again)
+    assert back < late
+    again.run("sync; echo 3 >/proc/sys/vm/drop_caches")
+    on_disk = again.run("dd if=/dev/vda bs=512 count=1 2>/dev/null | tr -d '\\000'")
+    assert int(on_disk) == back
