@@ -35,6 +35,8 @@ _COMMANDS = {
     "resume": ("kvmctl.cli.lifecycle:resume", "Resume paused guests"),
     "autostart": ("kvmctl.cli.lifecycle:autostart", "Start guests with the host, or not"),
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
+    "migrate": ("kvmctl.cli.migrate:migrate", "Move guests to another host while they run"),
+    "doctor": ("kvmctl.cli.hosts:doctor", "Whether guests would run on another host as they are"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),

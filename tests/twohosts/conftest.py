@@ -1,0 +1,161 @@
+"""What the tests of this tier share: two hosts, and a guest on one of them that counts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+import pytest
+
+from kvmctl.bootstrap.microguest import MicroGuest
+from kvmctl.xml.metadata import NAMESPACE
+from tests.conftest import cannot
+from tests.nshost import missing
+from tests.pair import Pair, PairHost, make_image, pair
+from tests.support import PREFIX, Console, Guest, until
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Pair]:
+    """Two hosts, for all tests of the tier: a test leaves them as they were."""
+    if absent := missing("qemu-img"):
+        cannot(f"it needs {', '.join(absent)}")
+    if os.geteuid() != 0:
+        cannot("namespaces need root")
+    with pair() as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Traveller:
+    """A guest that has been booted on the first host, and counts ten times a second."""
+
+    hosts: Pair
+    name: str
+
+    def at(self, host: PairHost) -> Any | None:
+        """libvirt's handle of it on one host."""
+        return host.domain(self.name)
+
+    def places(self) -> list[PairHost]:
+        """The hosts on which it runs."""
+        return [host for host in (self.hosts.a, self.hosts.b) if (domain := self.at(host)) and domain.isActive()]
+
+    def defined(self) -> list[PairHost]:
+        """The hosts that have its definition."""
+        return [host for host in (self.hosts.a, self.hosts.b) if (domain := self.at(host)) and domain.isPersistent()]
+
+    def count(self) -> tuple[int, float]:
+        """What it has counted to, and for how many seconds it has been up, by itself."""
+        (host,) = self.places()
+        with host.open() as hypervisor, Console(Guest(hypervisor, self.name)) as console:
+            console.ready(30)
+            number, uptime = console.run("cat /run/count.1 /proc/uptime").split()[:2]
+        return int(number), float(uptime)
+
+    def run(self, command: str) -> str:
+        """Run a shell command in it."""
+        (host,) = self.places()
+        with host.open() as hypervisor, Console(Guest(hypervisor, self.name)) as console:
+            console.ready(30)
+            return console.run(command)
+
+    def is_only(self, host: PairHost) -> bool:
+        """Whether it runs on this host, and there is nothing of it on the other."""
+        other = self.hosts.b if host is self.hosts.a else self.hosts.a
+        domain = self.at(host)
+        return bool(domain and domain.isActive() and domain.isPersistent()) and self.at(other) is None
+
+    def remove(self) -> None:
+        """End it wherever it is."""
+        for host in (self.hosts.a, self.hosts.b):
+            domain = self.at(host)
+            if domain is not None:
+                if domain.isActive():
+                    domain.destroy()
+                if self.at(host) is not None:
+                    domain.undefine()
+
+
+def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk: str = "", **more: Any) -> str:
+    """A guest of 128 MiB with one disk, on shared storage where none is named."""
+    path = disk or f"{hosts.shared}/{name}.qcow2"
+    cmdline = f"console=ttyS0 quiet micro.spin=1 micro.nap=5:95 {more.get('cmdline', '')}".rstrip()
+    cache = more.get("cache", "none")
+    return (
+        f"<domain type='{'kvm' if accelerator == 'kvm' else 'qemu'}'><name>{name}</name>"
+        f"<metadata><kvmctl:guest xmlns:kvmctl='{NAMESPACE}' project='travel'>"
+        f"<kvmctl:cpu reservation='{more.get('reservation', 0.1)}'/>"
+        "<kvmctl:label key='tier'>front</kvmctl:label></kvmctl:guest></metadata>"
+        "<memory unit='MiB'>128</memory><vcpu>1</vcpu><cputune><shares>1500</shares></cputune>"
+        f"<os><type arch='x86_64' machine='q35'>hvm</type><kernel>{micro.kernel}</kernel>"
+        f"<initrd>{micro.initrd}</initrd><cmdline>{cmdline}</cmdline></os>"
+        f"<features><acpi/></features><devices><disk type='file' device='disk'>"
+        f"<driver name='qemu' type='qcow2' cache='{cache}'/><source file='{path}'/><target dev='vda' bus='virtio'/>"
+        "</disk><serial type='pty'/><memballoon model='virtio'/></devices></domain>"
+    )
+
+
+@pytest.fixture
+def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Callable[..., Traveller]]:
+    """Guests on the first host, gone after the test with their images."""
+    made: list[Traveller] = []
+
+    def make(boot: bool = True, local: bool = False, **more: Any) -> Traveller:
+        name = f"{PREFIX}travel-{os.getpid()}-{next(_numbers)}"
+        disk = f"/var/lib/libvirt/images/{name}.qcow2" if local else ""
+        folder = hosts.a.folder / "lib/images" if local else hosts.shared
+        make_image(folder / f"{name}.qcow2", 32 << 20)
+        traveller = Traveller(hosts, name)
+        made.append(traveller)
+        with hosts.a.open() as hypervisor:
+            domain = hypervisor.connection.defineXML(definition(hosts, micro, accelerator, name, disk, **more))
+            domain.setAutostart(1)
+            if boot:
+                domain.create()
+                traveller.count()
+        return traveller
+
+    yield make
+    for traveller in made:
+        traveller.remove()
+        for folder in (hosts.shared, hosts.a.folder / "lib/images", hosts.b.folder / "lib/images"):
+            for image in folder.glob(f"{traveller.name}*"):
+                image.unlink()
+
+
+def wait_for_job(traveller: Traveller, host: PairHost, sent: int = 1 << 20, timeout: float = 30) -> None:
+    """Until the guest's memory is on its way."""
+    domain = traveller.at(host)
+    assert domain is not None
+
+    def stats() -> int:
+        try:
+            return int(domain.jobStats(0).get("memory_processed", 0))
+        except libvirt.libvirtError:
+            return 0
+
+    until(stats, lambda found: found > sent, timeout, "what was sent")
+
+
+def weight(traveller: Traveller, host: PairHost) -> int:
+    """The guest's CPU weight, as the kernel has it."""
+    domain = traveller.at(host)
+    assert domain is not None
+    return int(domain.schedulerParameters()["cpu_shares"])
+
+
+def promised(traveller: Traveller, host: PairHost) -> str:
+    """What kvmctl has stored of it in its definition."""
+    domain = traveller.at(host)
+    assert domain is not None
+    text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    found = re.search(r"<kvmctl:guest.*</kvmctl:guest>", text, re.DOTALL)
+    return found[0] if found else ""

@@ -1,0 +1,150 @@
+"""Moves that are cut off: each ends with the guest alive on exactly one host, and the next run settles what is left."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.pair import Pair
+from tests.support import until
+from tests.twohosts.conftest import Traveller, wait_for_job
+
+pytestmark = pytest.mark.twohosts
+
+SLOW = ("--bandwidth", "8MiB/s", "--force")
+"""A move of about ten seconds, which is not to end by itself before it is cut off."""
+
+Make = Callable[..., Traveller]
+
+
+class Moving:
+    """`kvmctl migrate`, while it runs."""
+
+    def __init__(self, hosts: Pair, traveller: Traveller, *options: str) -> None:
+        self.hosts = hosts
+        self.traveller = traveller
+        self.before = traveller.count()
+        command = [sys.executable, "-m", "kvmctl", "migrate", traveller.name, hosts.b.tcp, *SLOW, *options]
+        self.log = hosts.a.folder / "moving.log"
+        self.log.unlink(missing_ok=True)
+        self.process = hosts.a.spawn(command, hosts.a.own(), log=self.log.name)
+        wait_for_job(traveller, hosts.a)
+
+    def ended(self, timeout: float = 60) -> int:
+        """Its exit code."""
+        return self.process.wait(timeout)
+
+    @property
+    def said(self) -> str:
+        """What it said."""
+        return self.log.read_text()
+
+
+@pytest.fixture
+def moving(hosts: Pair, make_traveller: Make) -> Iterator[Callable[..., Moving]]:
+    """A move that has begun; what is left of the process ends with the test."""
+    begun: list[Moving] = []
+
+    def begin(*options: str, **more: object) -> Moving:
+        begun.append(Moving(hosts, make_traveller(**more), *options))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+def stayed(one: Moving) -> bool:
+    """Whether the guest goes on counting at the source, and only there."""
+    return one.traveller.is_only(one.hosts.a) and one.traveller.count() > one.before
+
+
+def unfinished(hosts: Pair) -> bool:
+    """Whether the journal lists a move that is not settled."""
+    journal = hosts.a.folder / "state/journal.json"
+    return journal.exists() and '"migrate"' in journal.read_text() and '"uuid"' in journal.read_text()
+
+
+def test_interrupted(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    one.process.send_signal(signal.SIGINT)
+    assert one.ended() == 130
+    assert "Traceback" not in one.said
+    assert stayed(one)
+    assert not unfinished(one.hosts)
+
+
+def test_interrupted_while_storage_is_copied(moving: Callable[..., Moving]) -> None:
+    one = moving("--copy-storage", local=True)
+    one.process.send_signal(signal.SIGINT)
+    assert one.ended() == 130
+    assert stayed(one)
+    images = one.hosts.b.folder / "lib/images"
+    assert not list(images.glob(f"{one.traveller.name}*")), "half a copy is left"
+    one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--copy-storage", "--check")
+
+
+def test_target_daemon_killed(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    one.hosts.b.kill_daemon()
+    try:
+        assert one.ended() in (1, 6)
+    finally:
+        one.hosts.b.start_daemon()
+    assert "it is where it was" in one.said
+    assert stayed(one)
+    assert not unfinished(one.hosts)
+
+
+def test_source_daemon_killed(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    one.hosts.a.kill_daemon()
+    try:
+        assert one.ended() in (1, 6)
+    finally:
+        one.hosts.a.start_daemon()
+    assert "is not clear" in one.said
+    assert "the source does not answer" in one.said
+    assert unfinished(one.hosts)
+    # The next run settles it, whatever that is about.
+    done = one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check")
+    assert "cut off" in done.stderr
+    assert stayed(one)
+    assert not unfinished(one.hosts)
+
+
+def test_killed_itself(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    one.process.kill()
+    one.ended()
+    # The daemons go on with it, which the next run says and does not disturb.
+    done = one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check", code=5)
+    assert "still being moved" in done.stderr
+    assert "it is being moved to another host" in done.stdout
+    until(lambda: one.traveller.at(one.hosts.a), lambda found: found is None, 60, "the guest at the source")
+    done = one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check", code=3)
+    assert "cut off" in done.stderr
+    assert one.traveller.is_only(one.hosts.b)
+    assert one.traveller.count() > one.before
+    there = one.traveller.at(one.hosts.b)
+    assert there is not None
+    assert there.autostart() == 1, "what libvirt does not move is made up for"
+    assert not unfinished(one.hosts)
+
+
+def test_network_cut(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    one.hosts.b.link("down")
+    try:
+        code = one.ended()
+    finally:
+        one.hosts.b.link("up")
+    assert code in (1, 6), one.said
+    until(lambda: stayed(one), bool, 30, "the guest at the source")
+    one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check")
+    assert not unfinished(one.hosts)
