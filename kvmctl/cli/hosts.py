@@ -66,7 +66,7 @@ def _line(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command(short_help="The CPU model that all of several hosts can run.")
-@click.argument("hosts", nargs=-1, required=True, metavar="URI|HOST...")
+@click.argument("hosts", nargs=-1, required=True, metavar="[URI|HOST]...")
 @click.option(
     "--guest", "guests", multiple=True, metavar="NAME", shell_complete=complete_guests, help="Give it to this guest."
 )
@@ -85,7 +85,8 @@ def baseline(app: App, hosts: tuple[str, ...], guests: tuple[str, ...], dry_run:
     from kvmctl.control import baseline as control
     from kvmctl.control.hosts import resolve
 
-    found = control.baseline([resolve(host) for host in hosts])
+    kind = control.kind_of(app.hypervisor(), guests) if guests else None
+    found = control.baseline([resolve(host) for host in hosts], kind)
     if app.output == "name":
         emit_names([found.model])
     elif app.output == "table":

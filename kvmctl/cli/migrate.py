@@ -91,7 +91,7 @@ def migrate(
       kvmctl migrate '*' node2 --jobs 4
     """
     from kvmctl.control import migrate as control
-    from kvmctl.control.move import Mover
+    from kvmctl.control.move import Moved, Mover
     from kvmctl.control.select import chosen
     from kvmctl.model.migration import MigrationOptions
 
@@ -111,8 +111,12 @@ def migrate(
         _announce(app, candidates, expected, options)
         try:
             moved = control.move_all(mover, candidates, expected, jobs)
+        except BaseException:
+            control.renew_weights(source, target, warn)
+            raise
         finally:
             progress.done()
+        if any(isinstance(one, Moved) for one in moved):
             control.renew_weights(source, target, warn)
         _show(app, candidates, moved, mover)
 

@@ -14,6 +14,7 @@ from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
 from kvmctl.model.errors import KvmctlError, RefusedError, UnreachableError
 from kvmctl.model.hostsfile import NamedHost
 from kvmctl.xml import baseline as described
+from kvmctl.xml import tree
 from kvmctl.xml.capabilities import accelerators, parse_platform
 from kvmctl.xml.moving import host_cpu
 
@@ -40,8 +41,9 @@ class _Offer:
     """The processor as guests of each type can have it."""
 
 
-def baseline(hosts: Sequence[NamedHost]) -> Baseline:
-    """The CPU that guests of all these hosts can have, by KVM where all have it, checked on each of them.
+def baseline(hosts: Sequence[NamedHost], kind: str | None = None) -> Baseline:
+    """The CPU that guests of all these hosts can have, checked on each of them; of domain type `kind`, or by KVM
+    where all have it.
 
     Raises UnreachableError where one does not answer, RefusedError where they have nothing in common.
     """
@@ -55,7 +57,8 @@ def baseline(hosts: Sequence[NamedHost]) -> Baseline:
     architectures = sorted({offer.arch for offer in offers})
     if len(architectures) > 1:
         raise RefusedError(f"the hosts are of different architectures: {', '.join(architectures)}", "choose of one")
-    common = [kind for kind in offers[0].types if all(kind in offer.cpus for offer in offers)]
+    wanted = offers[0].types if kind is None else (kind,)
+    common = [each for each in wanted if all(each in offer.cpus for offer in offers)]
     if not common:
         raise RefusedError("no kind of guest has a CPU that all hosts can tell of", "kvmctl host doctor on each")
     kind, arch = common[0], architectures[0]
@@ -91,6 +94,14 @@ def _check(hosts: Sequence[NamedHost], text: str, arch: str, kind: str) -> None:
     wrong = [f"{one.host.name}: {one.value or one.error}" for one in ask_all(hosts, ask) if one.value or one.error]
     if wrong:
         raise KvmctlError("\n  ".join(["not every host can run the CPU that was computed", *wrong]), "report this")
+
+
+def kind_of(hypervisor: Hypervisor, names: Sequence[str]) -> str | None:
+    """The domain type of these guests; None where there are none. Raises NotFoundError, RefusedError."""
+    kinds = {tree.read(domains.definition(domains.find(hypervisor, name))).get("type", "") for name in names}
+    if len(kinds) > 1:
+        raise RefusedError(f"the guests are of different kinds: {', '.join(sorted(kinds))}", "give each kind its own")
+    return kinds.pop() if kinds else None
 
 
 def give_all(hypervisor: Hypervisor, names: Sequence[str], found: Baseline, dry_run: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,11 @@ from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, moving
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import KvmctlError, LockedError
-from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedGuest
+from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedDisk, MovedGuest
 from kvmctl.model.sample import ACTIVE
 from kvmctl.model.wording import argument
 from kvmctl.policy.forecast import forecast
+from kvmctl.policy.migration import is_copied
 
 POLL = 0.1
 """Seconds between two questions how far a move is."""
@@ -70,13 +71,12 @@ class Mover:
         options, source = self.options, "measured in moves before" if speed else "assumed"
         if options.bandwidth and options.bandwidth < (speed or ASSUMED * 1000):
             speed, source = options.bandwidth, "as given"
-        disks = move_facts.disk_bytes(guest) if options.copy_storage else 0
         return forecast(
             memory=move_facts.sent(self.source, guest, domain),
             dirty_rate=rate,
             bandwidth=speed or ASSUMED,
             max_downtime=options.max_downtime,
-            disks=disks,
+            disks=move_facts.disk_bytes(self._copied(guest)),
             overhead=OVERHEAD if overhead is None else overhead,
             source=source,
         )
@@ -91,7 +91,7 @@ class Mover:
 
     def _move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
         domain = moving.find(self.source, guest.uuid)
-        copied = tuple(disk for disk in guest.disks if disk.copied and not disk.shared and self.options.copy_storage)
+        copied = self._copied(guest)
         begun = move_settle.Begun(
             guest=guest.name,
             uuid=guest.uuid,
@@ -105,8 +105,7 @@ class Mover:
         move_settle.begin(journal, begun)
         before = moving.max_downtime(domain) if self.options.max_downtime is not None else None
         started = time.monotonic()
-        unsafe = any(disk.shared and disk.kind != "network" for disk in guest.disks) or self.options.assume_shared
-        failure = self._carry(domain, guest, unsafe)
+        failure = self._carry(domain, guest, copied)
         seconds = time.monotonic() - started
         place = move_settle.settle(journal, begun, self.source, self.target)
         if place != "moved":
@@ -115,18 +114,23 @@ class Mover:
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure)
         job = self._job_of(guest)
-        self._record(guest, expected, job, seconds, sum(disk.allocation or 0 for disk in copied))
+        self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
         return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
 
-    def _carry(self, domain: Any, guest: MovedGuest, unsafe: bool) -> KvmctlError | None:
+    def _copied(self, guest: MovedGuest) -> tuple[MovedDisk, ...]:
+        return tuple(disk for disk in guest.disks if is_copied(disk, self.options))
+
+    def _carry(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk]) -> KvmctlError | None:
         """Have libvirt move it, and watch; why that failed. On an interrupt the move is given up first."""
         if self.options.max_downtime is not None and not self.options.offline:
             moving.set_max_downtime(domain, self.options.max_downtime)
         failed: list[KvmctlError] = []
+        # What libvirt would refuse of the others has been looked at before.
+        unsafe = any(disk not in copied and disk.kind != "network" for disk in guest.disks)
 
         def carrying() -> None:
             try:
-                moving.migrate(domain, self.target, self.options, unsafe)
+                moving.migrate(domain, self.target, self.options, [disk.target for disk in copied], unsafe)
             except KvmctlError as error:
                 failed.append(error)
 

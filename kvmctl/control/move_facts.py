@@ -202,7 +202,6 @@ def _mapped(guest: MovedGuest) -> int:
     return guest.promise.memory_max or guest.memory
 
 
-def disk_bytes(guest: MovedGuest) -> int:
-    """Bytes of its disks that a move with storage copies."""
-    copied = [disk for disk in guest.disks if disk.copied and not disk.shared]
-    return sum(disk.allocation or disk.capacity or 0 for disk in copied)
+def disk_bytes(disks: Sequence[MovedDisk]) -> int:
+    """Bytes of disks that are copied."""
+    return sum(disk.capacity or 0 if disk.allocation is None else disk.allocation for disk in disks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,6 +25,10 @@ INTENT = "migrate"
 """The journal's word for them."""
 SETTLING = 15.0
 """Seconds that a host may take to finish or to give up what was cut off."""
+
+
+ANSWER = 5.0
+"""Seconds that a host may take to say what it has of a guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def settle(journal: Journal, begun: Begun, source: Hypervisor | None, target: Hy
     stayed, and the target, of which there is something to remove, does not answer."""
     here, there = _Side(begun, begun.source, source), _Side(begun, begun.target, target)
     found = _look(here, there, begun.offline)
-    if found.place == "unclear":
+    if found.place in ("unclear", "gone"):
         raise KvmctlError(
             f"what became of guest {begun.guest} is not clear: {found.text}",
             f"look at both: kvmctl -c {argument(begun.source)} list; kvmctl -c {argument(begun.target)} list; "
@@ -69,7 +74,7 @@ def settle(journal: Journal, begun: Begun, source: Hypervisor | None, target: Hy
         )
     if found.place == "moved":
         _arrive(begun, found, here, there)
-    elif not _stay(begun, found, there):
+    elif (begun.made or found.undefine_target) and not _stay(begun, found, there):
         return found.place
     journal.done(INTENT, begun.key)
     change = Change(begun.guest, "host", begun.source, begun.target, reason="migrate")
@@ -89,7 +94,15 @@ class _Side:
         self.hypervisor = hypervisor
 
     def look(self) -> Presence | str | None:
-        """What it has of the guest."""
+        """What it has of the guest. A host that is cut off does not answer for half a minute, and cannot be
+        interrupted: it is left behind before."""
+        found: list[Presence | str | None] = []
+        thread = threading.Thread(target=lambda: found.append(self._look()), daemon=True)
+        thread.start()
+        thread.join(ANSWER)
+        return found[0] if found else UNKNOWN
+
+    def _look(self) -> Presence | str | None:
         for _attempt in range(2):
             with suppress(KvmctlError):
                 if self.hypervisor is None:
@@ -116,7 +129,7 @@ def _look(here: _Side, there: _Side, offline: bool) -> Settlement:
     while True:
         source, target = here.look(), there.look()
         found = settled(source, target, offline)
-        waits = found.place == "unclear" or (isinstance(target, Presence) and target.moving_in)
+        waits = found.place in ("unclear", "gone") or (isinstance(target, Presence) and target.moving_in)
         if not waits or UNKNOWN in (source, target) or time.monotonic() >= deadline:
             return found
         time.sleep(0.2)
@@ -135,6 +148,8 @@ def _arrive(begun: Begun, found: Settlement, here: _Side, there: _Side) -> None:
 
 def _stay(begun: Begun, found: Settlement, there: _Side) -> bool:
     """Whether nothing of the move is left at the target."""
+    if there.look() == UNKNOWN:
+        return False
     try:
         if found.undefine_target:
             with suppress(NotFoundError):
@@ -157,6 +172,10 @@ def recover(
         begun = _read(intent.data)
         if begun is None or source.uri not in (begun.source, begun.target):
             continue
+        if _is_gone(begun, source, target):
+            journal.done(INTENT, begun.key)
+            say(f"a move of guest {begun.guest} was cut off: it is on neither host now, so somebody has removed it")
+            continue
         ends = {one.uri: one for one in (source, target) if one is not None}
         here, there = ends.get(begun.source), ends.get(begun.target)
         try:
@@ -173,6 +192,13 @@ def recover(
         where = begun.target if places[begun.uuid] == "moved" else begun.source
         say(f"a move of guest {begun.guest} was cut off: it is at {where}, and that is settled now")
     return places
+
+
+def _is_gone(begun: Begun, *known: Hypervisor | None) -> bool:
+    """Whether both hosts are known, and have nothing of the guest."""
+    ends = {one.uri: one for one in known if one is not None}
+    sides = [_Side(begun, uri, ends.get(uri)) for uri in (begun.source, begun.target) if uri in ends]
+    return len(sides) == 2 and all(side.look() is None for side in sides)
 
 
 def _goes_on(source: _Side) -> bool:

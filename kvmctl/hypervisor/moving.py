@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import libvirt
@@ -30,11 +31,18 @@ _MEASURED = 2
 """libvirt's VIR_DOMAIN_DIRTYRATE_MEASURED."""
 
 
-def migrate(domain: Any, target: Hypervisor, options: MigrationOptions, unsafe: bool) -> None:
-    """Move the guest; returns when it runs at the target and is undefined here. `unsafe` says that shared storage has
-    been made sure of, whatever libvirt thinks of it."""
-    flags = _flags(options, unsafe)
+def migrate(
+    domain: Any, target: Hypervisor, options: MigrationOptions, copied: Sequence[str] = (), unsafe: bool = False
+) -> None:
+    """Move the guest; returns when it runs at the target and is undefined here.
+
+    `copied` are the disks that are copied, as `vda`; `unsafe` says that the others have been made sure of, whatever
+    libvirt thinks of them.
+    """
+    flags = _flags(options, bool(copied), unsafe)
     parameters: dict[str, Any] = {}
+    if copied:
+        parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(copied)
     if options.bandwidth:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, options.bandwidth // MIB)
     if options.parallel:
@@ -46,14 +54,14 @@ def migrate(domain: Any, target: Hypervisor, options: MigrationOptions, unsafe: 
             domain.migrateToURI3(target.uri, parameters, flags | libvirt.VIR_MIGRATE_PEER2PEER)
 
 
-def _flags(options: MigrationOptions, unsafe: bool) -> int:
+def _flags(options: MigrationOptions, copies: bool, unsafe: bool) -> int:
     flags: int = libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     if options.offline:
         return flags | int(libvirt.VIR_MIGRATE_OFFLINE)
     chosen = {
         libvirt.VIR_MIGRATE_LIVE: True,
         libvirt.VIR_MIGRATE_UNSAFE: unsafe,
-        libvirt.VIR_MIGRATE_NON_SHARED_DISK: options.copy_storage,
+        libvirt.VIR_MIGRATE_NON_SHARED_DISK: copies,
         libvirt.VIR_MIGRATE_AUTO_CONVERGE: options.auto_converge,
         libvirt.VIR_MIGRATE_POSTCOPY: options.post_copy,
         libvirt.VIR_MIGRATE_PARALLEL: bool(options.parallel),

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.hypervisor.errors import doing, is_gone, said, translate
+from kvmctl.hypervisor.errors import doing, is_gone, said
 from kvmctl.model.errors import KvmctlError
 
 _FOLDERS = ("dir", "fs", "netfs")
@@ -97,14 +97,22 @@ def _sees(pool: FolderPool, name: str) -> bool | None:
 
 
 def image_at(pool: FolderPool, name: str) -> tuple[int, int] | None:
-    """Capacity and allocation of an image of the pool, read anew; None where it has none of that name."""
+    """Capacity and allocation of an image of the pool; None where it has none of that name. The pool is read anew only
+    where it does not know the image: in a large one that takes long."""
+    found = _known(pool, name)
+    if found is None:
+        with suppress(libvirt.libvirtError):
+            pool.handle.refresh(0)
+        found = _known(pool, name)
+    return found
+
+
+def _known(pool: FolderPool, name: str) -> tuple[int, int] | None:
     try:
-        pool.handle.refresh(0)
+        # The file behind a volume is looked at each time; one that is gone is an error.
         _kind, capacity, allocation = pool.handle.storageVolLookupByName(name).info()
-    except libvirt.libvirtError as error:
-        if is_gone(error):
-            return None
-        raise translate(error, f"look for {name} in pool {pool.name}") from error
+    except libvirt.libvirtError:
+        return None
     return int(capacity), int(allocation)
 
 

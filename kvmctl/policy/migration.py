@@ -188,7 +188,7 @@ def _places(guest: MovedGuest, target: TargetHost) -> Iterator[Finding]:
 
 def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iterator[Finding]:
     what = f"disk {disk.target}"
-    if options.copy_storage and disk.copied and not disk.shared:
+    if is_copied(disk, options):
         yield from _copied(guest, disk, options)
         return
     if disk.kind == "network":
@@ -212,13 +212,22 @@ def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iter
         yield _obstacle(guest, what, "source", text, hint)
 
 
+def is_copied(disk: MovedDisk, options: MigrationOptions) -> bool:
+    """Whether a move with these options copies the disk. One that both hosts have would be written over itself."""
+    shared = options.assume_shared if disk.shared is None else disk.shared
+    return options.copy_storage and disk.copied and not shared
+
+
 def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iterator[Finding]:
     what = f"disk {disk.target}"
     if options.offline:
         hint = "start the guest and move it live; or export and import it"
         yield _obstacle(guest, what, "source", "libvirt copies no disks of a guest that is off", hint)
         return
-    if disk.exists and not options.overwrite:
+    if disk.exists and disk.shared is None:
+        text = f"it has {disk.path}, and whether that is the very image that the guest uses cannot be told"
+        yield _obstacle(guest, what, "both", text, "define a pool of its folder on both hosts")
+    elif disk.exists and not options.overwrite:
         text = f"it has an image {disk.path} already"
         yield _obstacle(guest, what, "target", text, "remove it there, or write over it by --overwrite")
     if disk.pool is None and not disk.exists:

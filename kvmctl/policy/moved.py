@@ -5,7 +5,8 @@ from typing import Literal
 
 from kvmctl.model.migration import Presence
 
-Place = Literal["moved", "stayed", "unclear"]
+Place = Literal["moved", "stayed", "gone", "unclear"]
+"""`gone` is on neither host any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ def settle(source: Seen, target: Seen, offline: bool) -> Settlement:
         leftover = isinstance(target, Presence) and target.defined and not target.active
         on_both = isinstance(target, Presence) and _is_on(target)
         return unclear if on_both else Settlement("stayed", undefine_target=leftover)
-    if isinstance(source, str) or isinstance(target, str) or (source is None and target is None):
+    if source is None and target is None:
+        return Settlement("gone", unclear.text)
+    if isinstance(source, str) or isinstance(target, str):
         return unclear
     if target is not None and _is_on(target):
         left = source is not None and source.defined

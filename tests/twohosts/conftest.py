@@ -81,7 +81,7 @@ class Traveller:
                 if domain.isActive():
                     domain.destroy()
                 if self.at(host) is not None:
-                    domain.undefine()
+                    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
 
 
 def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk: str = "", **more: Any) -> str:
@@ -105,10 +105,11 @@ def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk
 
 @pytest.fixture
 def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Callable[..., Traveller]]:
-    """Guests on the first host, gone after the test with their images."""
+    """Guests on the first host, gone after the test with their images: booted, or `paused` at their first
+    instruction, or off; their disk is shared, or of the host's own."""
     made: list[Traveller] = []
 
-    def make(boot: bool = True, local: bool = False, **more: Any) -> Traveller:
+    def make(boot: bool = True, local: bool = False, paused: bool = False, **more: Any) -> Traveller:
         name = f"{PREFIX}travel-{os.getpid()}-{next(_numbers)}"
         disk = f"/var/lib/libvirt/images/{name}.qcow2" if local else ""
         folder = hosts.a.folder / "lib/images" if local else hosts.shared
@@ -118,7 +119,9 @@ def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator
         with hosts.a.open() as hypervisor:
             domain = hypervisor.connection.defineXML(definition(hosts, micro, accelerator, name, disk, **more))
             domain.setAutostart(1)
-            if boot:
+            if paused:
+                domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+            elif boot:
                 domain.create()
                 traveller.count()
         return traveller
@@ -150,6 +153,13 @@ def weight(traveller: Traveller, host: PairHost) -> int:
     domain = traveller.at(host)
     assert domain is not None
     return int(domain.schedulerParameters()["cpu_shares"])
+
+
+def set_weight(traveller: Traveller, host: PairHost, value: int) -> None:
+    """Give the running guest a weight that is not its due."""
+    domain = traveller.at(host)
+    assert domain is not None
+    domain.setSchedulerParametersFlags({"cpu_shares": value}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def promised(traveller: Traveller, host: PairHost) -> str:

@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+import libvirt
 import pytest
 
 from tests.pair import Pair
-from tests.support import until
-from tests.twohosts.conftest import Traveller, wait_for_job
+from tests.support import Screen, until
+from tests.twohosts.conftest import Traveller, set_weight, wait_for_job
 
 pytestmark = pytest.mark.twohosts
 
@@ -27,6 +28,7 @@ class Moving:
         self.hosts = hosts
         self.traveller = traveller
         self.before = traveller.count()
+        set_weight(traveller, hosts.a, 77)
         command = [sys.executable, "-m", "kvmctl", "migrate", traveller.name, hosts.b.tcp, *SLOW, *options]
         self.log = hosts.a.folder / "moving.log"
         self.log.unlink(missing_ok=True)
@@ -126,6 +128,9 @@ def test_killed_itself(moving: Callable[..., Moving]) -> None:
     done = one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check", code=5)
     assert "still being moved" in done.stderr
     assert "it is being moved to another host" in done.stdout
+    here = one.traveller.at(one.hosts.a)
+    assert here is not None
+    here.migrateSetMaxSpeed(1000, 0)
     until(lambda: one.traveller.at(one.hosts.a), lambda found: found is None, 60, "the guest at the source")
     done = one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check", code=3)
     assert "cut off" in done.stderr
@@ -139,12 +144,34 @@ def test_killed_itself(moving: Callable[..., Moving]) -> None:
 
 def test_network_cut(moving: Callable[..., Moving]) -> None:
     one = moving()
+    here = one.traveller.at(one.hosts.a)
+    assert here is not None
     one.hosts.b.link("down")
     try:
-        code = one.ended()
+        until(lambda: here.jobInfo()[0], lambda kind: kind == libvirt.VIR_DOMAIN_JOB_NONE, 30, "the daemon's job")
     finally:
         one.hosts.b.link("up")
+    code = one.ended()
     assert code in (1, 6), one.said
     until(lambda: stayed(one), bool, 30, "the guest at the source")
     one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--check")
     assert not unfinished(one.hosts)
+
+
+def test_a_tick_leaves_it_alone(moving: Callable[..., Moving]) -> None:
+    one = moving()
+    done = one.hosts.a.kvmctl("rebalance", "-o", "json", code=None)
+    assert one.process.poll() is None, one.said
+    assert "it is being moved to another host" in done.stdout + done.stderr
+    one.process.send_signal(signal.SIGTERM)
+    one.ended()
+
+
+def test_progress_and_ctrl_c_on_a_terminal(hosts: Pair, make_traveller: Make, screen: Screen) -> None:
+    traveller = make_traveller()
+    command = [sys.executable, "-m", "kvmctl", "migrate", traveller.name, hosts.b.tcp, *SLOW]
+    screen.run(*hosts.a.inside(command), env=hosts.a.own())
+    screen.expect("s left")
+    screen.type(b"\x03")
+    assert screen.wait() == 130
+    assert traveller.is_only(hosts.a)

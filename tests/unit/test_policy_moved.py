@@ -34,7 +34,7 @@ ALL: tuple[Seen, ...] = (ON, PAUSED, TRANSIENT, ARRIVING, OFF, None, UNKNOWN)
         (OFF, None, "stayed"),
         (ON, ON, "unclear"),
         (PAUSED, ON, "unclear"),
-        (None, None, "unclear"),
+        (None, None, "gone"),
         (UNKNOWN, ON, "unclear"),
         (None, UNKNOWN, "unclear"),
         (PAUSED, UNKNOWN, "unclear"),
@@ -58,7 +58,7 @@ def test_what_is_left_to_do() -> None:
 @pytest.mark.parametrize("offline", [False, True])
 def test_no_guest_is_lost(source: Seen, target: Seen, offline: bool) -> None:
     found = settle(source, target, offline)
-    assert bool(found.text) == (found.place == "unclear")
+    assert bool(found.text) == (found.place in ("unclear", "gone"))
     if found.undefine_source:
         assert isinstance(target, Presence), "the only definition is kept"
         assert isinstance(source, Presence)

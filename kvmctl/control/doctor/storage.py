@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvmctl.control import starts, swap
+from kvmctl.control import move_settle, starts, swap
 from kvmctl.control.doctor.check import Check
 from kvmctl.host import access, journal, lock
 from kvmctl.hypervisor import host
@@ -84,6 +84,9 @@ def _leftover(intent: journal.Intent) -> Check:
     if intent.kind == swap.KIND:
         hint = "the same kvmctl swap enable again, or kvmctl swap disable, which also removes other swap of kvmctl's"
         return Check("unfinished", "warn", f"swap {intent.key}", cause, hint)
+    if intent.kind == move_settle.INTENT:
+        text = f"guest {intent.data['guest']} was being moved to {intent.data['target']}"
+        return Check("unfinished", "warn", text, cause, "kvmctl migrate NAME HOST --check settles it")
     return Check(
         "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
     )
