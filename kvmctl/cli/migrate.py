@@ -101,7 +101,10 @@ def migrate(
     target, named = control.open_target(host)
     with target:
         control.recover(source, target, warn)
-        candidates = control.check(source, target, named, chosen(source, names, labels), options)
+        guests = chosen(source, names, labels)
+        if not check and not options.offline:
+            control.measure(guests)
+        candidates = control.check(source, target, named, guests, options)
         _report(app, candidates, check)
         if check:
             return

@@ -15,6 +15,7 @@ from kvmctl.control.move_facts import Facts
 from kvmctl.control.parallel import each
 from kvmctl.control.select import Guest
 from kvmctl.host.journal import Journal
+from kvmctl.hypervisor import moving
 from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
 from kvmctl.model.errors import KvmctlError
 from kvmctl.model.migration import Finding, Forecast, MigrationOptions, MovedGuest
@@ -65,8 +66,15 @@ def portability(source: Hypervisor, target: Hypervisor, named: Any, guests: Sequ
     return found
 
 
+def measure(guests: Sequence[Guest]) -> None:
+    """Begin to measure what running guests change: it takes a second, in which other things can be done."""
+    for sample, domain in guests:
+        if sample.state == "running":
+            moving.start_dirty_rate(domain)
+
+
 def expect(mover: Mover, candidates: Sequence[Candidate]) -> list[Forecast | None]:
-    """How long each move will take; measuring that takes about a second, for all of them at once."""
+    """How long each move will take, from what has been measured."""
     results = each(lambda one: mover.expect(one.guest, one.domain), candidates)
     return [None if isinstance(one, KvmctlError) else one for one in results]
 

@@ -63,7 +63,7 @@ class Mover:
         self._say = say
 
     def expect(self, guest: MovedGuest, domain: Any) -> Forecast | None:
-        """How long the move will take, and whether it comes to an end: measures for a second what the guest changes."""
+        """How long the move will take, and whether it comes to an end, from what `start_dirty_rate` has measured."""
         if guest.state not in ACTIVE:
             return None
         rate = moving.dirty_rate(self.source, domain) if guest.state == "running" else 0
@@ -186,7 +186,7 @@ class Mover:
             expected_downtime=round(expected.downtime, 3) if expected else None,
             sent=job.memory_sent if job else 0,
             disks=disks,
-            speed=job.speed if job else 0,
+            speed=round(job.memory_sent / job.elapsed) if job and job.elapsed else 0,
             limited=self.options.bandwidth is not None,
             dirty_rate=expected.dirty_rate if expected else None,
             rounds=job.rounds if job else 0,

@@ -64,7 +64,8 @@ def records() -> Iterator[MoveRecord]:
 def learnt(target: str) -> tuple[int | None, float | None]:
     """The speed of the last unlimited moves to a host, in bytes a second, and the seconds that a move takes beside
     its transfer, both as medians; None where there were none."""
-    known = [move for move in records() if move.transfer]
+    # libvirt does not tell how long the copying of disks took.
+    known = [move for move in records() if move.transfer and not move.disks]
     there = [move for move in known if move.target == target][-RECENT:]
     speeds = [move.speed for move in there if not move.limited and move.speed > 0]
     beside = [move.seconds - move.transfer for move in there or known[-RECENT:] if move.transfer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import libvirt
@@ -27,8 +28,6 @@ _OPERATIONS = {
     libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "its memory is being dumped",
 }
 _PAGE = 4096
-_MEASURED = 2
-"""libvirt's VIR_DOMAIN_DIRTYRATE_MEASURED."""
 
 
 def migrate(
@@ -151,20 +150,26 @@ def set_max_downtime(domain: Any, seconds: float) -> None:
         domain.migrateSetMaxDowntime(max(1, round(seconds * 1000)), 0)
 
 
-def dirty_rate(hypervisor: Hypervisor, domain: Any, seconds: int = 1) -> int | None:
-    """Bytes of its memory that the guest changes in a second, measured for so many; None where that cannot be done."""
-    try:
-        domain.startDirtyRateCalc(seconds, 0)
-    except libvirt.libvirtError:
-        return None
-    deadline = time.monotonic() + seconds + 2
+def start_dirty_rate(domain: Any) -> None:
+    """Have it measured for a second how much of its memory the guest changes; where that cannot be done, it is not."""
+    with suppress(libvirt.libvirtError):
+        domain.startDirtyRateCalc(1, 0)
+
+
+def dirty_rate(hypervisor: Hypervisor, domain: Any) -> int | None:
+    """Bytes of its memory that the guest changes in a second, as measured since `start_dirty_rate`; None where it was
+    not."""
+    deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
-        time.sleep(0.1)
         with doing(f"measure what guest {domain.name()} changes"):
             found = hypervisor.connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_DIRTYRATE)
         stats = found[0][1] if found else {}
-        if stats.get("dirtyrate.calc_status") == _MEASURED and "dirtyrate.megabytes_per_second" in stats:
+        status = stats.get("dirtyrate.calc_status")
+        if status == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED and "dirtyrate.megabytes_per_second" in stats:
             return int(stats["dirtyrate.megabytes_per_second"]) * MIB
+        if status != libvirt.VIR_DOMAIN_DIRTYRATE_MEASURING:
+            return None
+        time.sleep(0.05)
     return None
 
 

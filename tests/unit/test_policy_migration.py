@@ -11,7 +11,7 @@ from kvmctl.model.hostpolicy import CpuPolicy, HostPolicy
 from kvmctl.model.migration import Finding, MigrationOptions, MovedDisk, MovedGuest, TargetHost
 from kvmctl.model.promise import Promise
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy.migration import arrived, blocks, findings, number, portability
+from kvmctl.policy.migration import arrived, blocks, findings, is_copied, number, portability
 
 pytestmark = pytest.mark.unit
 
@@ -204,3 +204,26 @@ def test_whether_it_would_run_there() -> None:
     ]  # fmt: skip
     off = replace(GUEST, state="stopped", promise=replace(PROMISE, cpu_reservation=9.0))
     assert [one.what for one in portability(off, TARGET)] == ["admission"], "a guest that is off would be started"
+
+
+@pytest.mark.parametrize(
+    ("disk", "options", "copied"),
+    [
+        ({"shared": False}, {"copy_storage": True}, True),
+        ({"shared": None}, {"copy_storage": True}, True),
+        ({"shared": True}, {"copy_storage": True}, False),
+        ({"shared": None}, {"copy_storage": True, "assume_shared": True}, False),
+        ({"shared": False, "read_only": True}, {"copy_storage": True}, False),
+        ({"shared": False, "shareable": True}, {"copy_storage": True}, False),
+        ({"shared": False}, {}, False),
+    ],
+)
+def test_which_disks_are_copied(disk: dict[str, Any], options: dict[str, Any], copied: bool) -> None:
+    assert is_copied(replace(DISK, **disk), MigrationOptions(**options)) is copied
+
+
+def test_an_image_is_never_copied_over_itself() -> None:
+    unknown = replace(GUEST, disks=(replace(DISK, shared=None, exists=True),))
+    (one,) = found(unknown, options=MigrationOptions(copy_storage=True, overwrite=True))
+    assert one.severity == "obstacle"
+    assert "the very image" in one.text
