@@ -244,23 +244,19 @@ def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> It
 def _promises(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> Iterator[Finding]:
     if guest.state not in ACTIVE:
         return
-    for what, verdict in verdicts(target, {guest.name: guest.promise}):
+    for what, verdict in verdicts(target, {guest.name: guest.promise}, guest.memory):
         if not verdict.admitted:
             hint = "lower a reservation, stop a guest there, or break the promise knowingly by --force"
             text = f"it cannot keep what would be promised: {what}: {verdict.arithmetic}"
             make = _warning if options.force else _obstacle
             yield make(guest, "admission", "target", text, hint)
-    if target.available is not None and guest.memory > target.available:
-        text = f"it has {human_size(target.available)} of memory available, the guest {human_size(guest.memory)}"
-        make = _warning if options.force else _obstacle
-        yield make(guest, "memory", "target", text, "stop a guest there, or shrink this one's balloon")
     if not target.known_policy:
         text = "how much it keeps for itself is not known here: the default for its size counts"
         yield _warning(guest, "policy", "target", text, "name its policy file in /etc/kvmctl/hosts.yaml")
 
 
-def verdicts(target: TargetHost, candidates: Mapping[str, Promise]) -> Iterator[tuple[str, Verdict]]:
-    """Admission as the target itself would decide it."""
+def verdicts(target: TargetHost, candidates: Mapping[str, Promise], taken: int) -> Iterator[tuple[str, Verdict]]:
+    """Admission as the target itself would decide it; `taken` are the bytes that arrive with the guests."""
     policy = target.policy.memory
     room = guests_memory(target.memory, policy.reserve, policy.limit)
     reserve = cpu_reserve(target.policy, target.cores)
@@ -268,7 +264,7 @@ def verdicts(target: TargetHost, candidates: Mapping[str, Promise]) -> Iterator[
     yield "memory reservations", admit_memory(target.running, candidates, target.memory, room)
     yield "memory overcommit", admit_overcommit(target.running, candidates, room, policy.overcommit)
     if target.available is not None:
-        yield "available memory", admit_state(target.available, reserve_of(policy, target.memory))
+        yield "available memory", admit_state(target.available, reserve_of(policy, target.memory), taken)
 
 
 def _versions(guest: MovedGuest, target: TargetHost) -> Iterator[Finding]:

@@ -63,7 +63,7 @@ def test_nothing_stands_in_the_way() -> None:
         ({"immovable": ("the folder /srv that it shares with its host",)}, "device", "source"),
         ({"networks": ("lab",)}, "network", "target"),
         ({"interfaces": ("br7",)}, "network", "target"),
-        ({"memory": 13 * GIB}, "memory", "target"),
+        ({"memory": 13 * GIB}, "admission", "target"),
         ({"promise": replace(PROMISE, cpu_reservation=3.9)}, "admission", "target"),
         ({"promise": replace(PROMISE, memory_reservation=16 * GIB)}, "admission", "target"),
         ({"promise": replace(PROMISE, memory_max=64 * GIB)}, "admission", "target"),
