@@ -169,7 +169,7 @@ def recover(
     UUID. One that goes on now is left to its own run."""
     places: dict[str, Place] = {}
     for intent in journal.unfinished(INTENT):
-        begun = _read(intent.data)
+        begun = read(intent.data)
         if begun is None or source.uri not in (begun.source, begun.target):
             continue
         if _is_gone(begun, source, target):
@@ -209,8 +209,8 @@ def _goes_on(source: _Side) -> bool:
         return False
 
 
-def _read(data: Any) -> Begun | None:
-    """None where the journal holds what another version wrote."""
+def read(data: Any) -> Begun | None:
+    """What was begun; None where the journal holds what another version wrote."""
     if not isinstance(data, Mapping):
         return None
     try:

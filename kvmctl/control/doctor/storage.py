@@ -84,8 +84,8 @@ def _leftover(intent: journal.Intent) -> Check:
     if intent.kind == swap.KIND:
         hint = "the same kvmctl swap enable again, or kvmctl swap disable, which also removes other swap of kvmctl's"
         return Check("unfinished", "warn", f"swap {intent.key}", cause, hint)
-    if intent.kind == move_settle.INTENT:
-        text = f"guest {intent.data['guest']} was being moved to {intent.data['target']}"
+    if intent.kind == move_settle.INTENT and (begun := move_settle.read(intent.data)):
+        text = f"guest {begun.guest} was being moved to {begun.target}"
         return Check("unfinished", "warn", text, cause, "kvmctl migrate NAME HOST --check settles it")
     return Check(
         "unfinished", "warn", f"{intent.kind} {intent.key}", cause, "kvmctl apply -f FILE finishes or names it"
