@@ -105,7 +105,10 @@ class Mover:
         move_settle.begin(journal, begun)
         before = moving.max_downtime(domain) if self.options.max_downtime is not None else None
         started = time.monotonic()
-        failure = self._carry(domain, guest, copied)
+        try:
+            failure = self._carry(domain, guest, copied)
+        except KvmctlError as error:
+            failure = error
         seconds = time.monotonic() - started
         place = move_settle.settle(journal, begun, self.source, self.target)
         if place != "moved":
