@@ -92,7 +92,7 @@ def migrate(
     """
     from kvmctl.control import migrate as control
     from kvmctl.control.move import Moved, Mover
-    from kvmctl.control.select import chosen
+    from kvmctl.control.select import chosen, in_order
     from kvmctl.model.migration import MigrationOptions
 
     options = MigrationOptions(**wishes)
@@ -101,7 +101,7 @@ def migrate(
     target, named = control.open_target(host)
     with target:
         control.recover(source, target, warn)
-        guests = chosen(source, names, labels)
+        guests = in_order(chosen(source, names, labels), names)
         if not check and not options.offline:
             control.measure(guests)
         candidates = control.check(source, target, named, guests, options)

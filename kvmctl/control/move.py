@@ -115,7 +115,7 @@ class Mover:
             if before is not None:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
-            raise _failed(guest, failure)
+            raise _failed(guest, failure, self._where(guest))
         job = self._job_of(guest)
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
         return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
@@ -165,6 +165,15 @@ class Mover:
             # The daemon is gone; the thread gets to know that too.
             return None
 
+    def _where(self, guest: MovedGuest) -> str:
+        """Where a guest is that has not moved, in words."""
+        try:
+            state = domains.state(moving.find(self.source, guest.uuid))
+        except KvmctlError:
+            return "it is where it was"
+        off = guest.state in ACTIVE and state not in ACTIVE
+        return f"it is where it was, but {state} now" if off else "it is where it was"
+
     def _job_of(self, guest: MovedGuest) -> JobSample | None:
         if self.options.offline:
             return None
@@ -200,9 +209,8 @@ class Mover:
             self._say(f"the move of guest {guest.name} is not recorded: {error.message}")
 
 
-def _failed(guest: MovedGuest, failure: KvmctlError | None) -> KvmctlError:
+def _failed(guest: MovedGuest, failure: KvmctlError | None, where: str) -> KvmctlError:
     """The failure, with where the guest is now."""
-    where = "it is where it was"
     if failure is None:
         return KvmctlError(f"guest {guest.name} was not moved: {where}", "libvirt's log on both hosts may have more")
     kind = type(failure)

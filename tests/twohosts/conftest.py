@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,9 @@ import libvirt
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
-from kvmctl.xml.metadata import NAMESPACE
+from kvmctl.xml import metadata
+from kvmctl.xml.metadata import NAMESPACE, Metadata
+from tests.bench import firmware
 from tests.conftest import cannot
 from tests.nshost import missing
 from tests.pair import Pair, PairHost, make_image, pair
@@ -85,44 +86,48 @@ class Traveller:
 
 
 def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk: str = "", **more: Any) -> str:
-    """A guest of 128 MiB with one disk, on shared storage where none is named."""
-    path = disk or f"{hosts.shared}/{name}.qcow2"
-    cmdline = f"console=ttyS0 quiet micro.spin=1 micro.nap=5:95 {more.get('cmdline', '')}".rstrip()
-    cache = more.get("cache", "none")
+    """A guest of 128 MiB with one disk, on shared storage where none is named; one that is `light` has no Linux."""
+    path, light = disk or f"{hosts.shared}/{name}.qcow2", more.get("light")
+    cmdline = "console=ttyS0 quiet micro.spin=1 micro.nap=5:95"
+    linux = f"<kernel>{micro.kernel}</kernel><initrd>{micro.initrd}</initrd><cmdline>{cmdline}</cmdline>"
+    driver = f"name='qemu' type='{'raw' if light else 'qcow2'}' cache='{more.get('cache', 'none')}'"
     return (
         f"<domain type='{'kvm' if accelerator == 'kvm' else 'qemu'}'><name>{name}</name>"
         f"<metadata><kvmctl:guest xmlns:kvmctl='{NAMESPACE}' project='travel'>"
         f"<kvmctl:cpu reservation='{more.get('reservation', 0.1)}'/>"
         "<kvmctl:label key='tier'>front</kvmctl:label></kvmctl:guest></metadata>"
         "<memory unit='MiB'>128</memory><vcpu>1</vcpu><cputune><shares>1500</shares></cputune>"
-        f"<os><type arch='x86_64' machine='q35'>hvm</type><kernel>{micro.kernel}</kernel>"
-        f"<initrd>{micro.initrd}</initrd><cmdline>{cmdline}</cmdline></os>"
-        f"<features><acpi/></features><devices><disk type='file' device='disk'>"
-        f"<driver name='qemu' type='qcow2' cache='{cache}'/><source file='{path}'/><target dev='vda' bus='virtio'/>"
-        "</disk><serial type='pty'/><memballoon model='virtio'/></devices></domain>"
+        f"<os><type arch='x86_64' machine='q35'>hvm</type>{'' if light else linux}</os>"
+        f"<features><acpi/></features><devices><disk type='file' device='disk'><driver {driver}/>"
+        f"<source file='{path}'/><target dev='vda' bus='virtio'/></disk>"
+        "<serial type='pty'/><memballoon model='virtio'/></devices></domain>"
     )
 
 
 @pytest.fixture
 def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Callable[..., Traveller]]:
-    """Guests on the first host, gone after the test with their images: booted, or `paused` at their first
-    instruction, or off; their disk is shared, or of the host's own."""
+    """Guests on the first host, gone after the test with their images: booted, or `light` ones that run without a
+    Linux, or off; their disk is shared, or of the host's own."""
     made: list[Traveller] = []
 
-    def make(boot: bool = True, local: bool = False, paused: bool = False, **more: Any) -> Traveller:
+    def make(boot: bool = True, local: bool = False, light: bool = False, **more: Any) -> Traveller:
         name = f"{PREFIX}travel-{os.getpid()}-{next(_numbers)}"
         disk = f"/var/lib/libvirt/images/{name}.qcow2" if local else ""
         folder = hosts.a.folder / "lib/images" if local else hosts.shared
-        make_image(folder / f"{name}.qcow2", 32 << 20)
+        if light:
+            (folder / f"{name}.qcow2").write_bytes(firmware.image(1, (60, 500)))
+        else:
+            make_image(folder / f"{name}.qcow2", 32 << 20)
         traveller = Traveller(hosts, name)
         made.append(traveller)
         with hosts.a.open() as hypervisor:
-            domain = hypervisor.connection.defineXML(definition(hosts, micro, accelerator, name, disk, **more))
+            domain = hypervisor.connection.defineXML(
+                definition(hosts, micro, accelerator, name, disk, light=light, **more)
+            )
             domain.setAutostart(1)
-            if paused:
-                domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
-            elif boot:
+            if boot:
                 domain.create()
+            if boot and not light:
                 traveller.count()
         return traveller
 
@@ -162,10 +167,10 @@ def set_weight(traveller: Traveller, host: PairHost, value: int) -> None:
     domain.setSchedulerParametersFlags({"cpu_shares": value}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def promised(traveller: Traveller, host: PairHost) -> str:
+def promised(traveller: Traveller, host: PairHost) -> Metadata:
     """What kvmctl has stored of it in its definition."""
     domain = traveller.at(host)
     assert domain is not None
-    text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    found = re.search(r"<kvmctl:guest.*</kvmctl:guest>", text, re.DOTALL)
-    return found[0] if found else ""
+    found = metadata.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    assert found.cpu_reservation, "it is not there at all"
+    return found
