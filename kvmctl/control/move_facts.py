@@ -26,6 +26,9 @@ from kvmctl.xml import tree
 from kvmctl.xml.capabilities import parse_platform
 from kvmctl.xml.metadata import promise_in
 
+RUN = 20_000_000
+"""Nanoseconds of a vCPU's time: one that only came up has less."""
+
 
 class Facts:
     """What two hosts are, asked once for all the guests that move between them."""
@@ -99,6 +102,7 @@ class Facts:
             snapshots=snapshots,
             saved=saved,
             job=moving.busy_with(domain) if active else None,
+            has_run=not sample.vcpu_time or max(sample.vcpu_time) >= RUN,
         )
         return found, self._for(found, root)
 

@@ -104,6 +104,8 @@ class MovedGuest:
     """Whether libvirt has its memory in a file, to go on from at its next start."""
     job: str | None = None
     """What libvirt is doing with it."""
+    has_run: bool = True
+    """Whether its vCPUs have run since it was started here, or arrived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,15 @@ from kvmctl.policy.reclaim import guests_memory
 
 CLOCK_TOLERANCE = 2.0
 """Seconds by which two clocks may differ: a guest's own clock jumps by as much at the switch-over."""
+MOVES_INACTIVE = (10,)
+"""QEMU before this version aborts (bdrv_inactivate_recurse) when it is to let go of disks that it never took hold of."""
 
 
 def findings(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> tuple[Finding, ...]:
     """Everything that keeps the guest from moving, then what its owner should know; in the order of the hosts'
     parts."""
     found = [
-        *_guest(guest, options),
+        *_guest(guest, target.source_versions[1], options),
         *_identity(guest, target, options),
         *_processor(guest, target),
         *_devices(guest, options),
@@ -83,7 +85,8 @@ def _warning(guest: MovedGuest, what: str, side: Side, text: str, hint: str = ""
     return Finding(guest.name, "warning", what, side, text, hint)
 
 
-def _guest(guest: MovedGuest, options: MigrationOptions) -> Iterator[Finding]:
+def _guest(guest: MovedGuest, here: str, options: MigrationOptions) -> Iterator[Finding]:
+    """`here` is the source's hypervisor and its version."""
     name = argument(guest.name)
     if options.offline and guest.state in ACTIVE:
         yield _obstacle(guest, "state", "source", f"it is {guest.state}", "leave out --offline, or stop it first")
@@ -91,6 +94,9 @@ def _guest(guest: MovedGuest, options: MigrationOptions) -> Iterator[Finding]:
         yield _obstacle(
             guest, "state", "source", f"it is {guest.state}", f"add --offline, or kvmctl start {name} before"
         )
+    if not options.offline and guest.state == "paused" and not guest.has_run and number(here) < MOVES_INACTIVE:
+        text = f"it is paused, and has not run since it came here: {here} would crash when it is moved once more"
+        yield _obstacle(guest, "state", "source", text, f"kvmctl resume {name} before, and pause it there")
     if not guest.persistent:
         hint = f"define it: kvmctl xml {name} > guest.xml && virsh define guest.xml"
         yield _obstacle(guest, "state", "source", "it is transient: it has no definition to move", hint)

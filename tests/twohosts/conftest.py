@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk
         f"<metadata><kvmctl:guest xmlns:kvmctl='{NAMESPACE}' project='travel'>"
         f"<kvmctl:cpu reservation='{more.get('reservation', 0.1)}'/>"
         "<kvmctl:label key='tier'>front</kvmctl:label></kvmctl:guest></metadata>"
-        "<memory unit='MiB'>128</memory><vcpu>1</vcpu><cputune><shares>1500</shares></cputune>"
+        f"<memory unit='MiB'>{more.get('memory', 128)}</memory><vcpu>1</vcpu><cputune><shares>1500</shares></cputune>"
         f"<os><type arch='x86_64' machine='q35'>hvm</type>{'' if light else linux}</os>"
         f"<features><acpi/></features><devices><disk type='file' device='disk'><driver {driver}/>"
         f"<source file='{path}'/><target dev='vda' bus='virtio'/></disk>"
@@ -104,9 +105,12 @@ def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk
     )
 
 
-@pytest.fixture
-def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Callable[..., Traveller]]:
-    """Guests on the first host, gone after the test with their images: booted, or `light` ones that run without a
+Make = Callable[..., Traveller]
+
+
+@contextmanager
+def _making(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Make]:
+    """Guests on the first host, gone after the block with their images: booted, or `light` ones that run without a
     Linux, or off; their disk is shared, or of the host's own."""
     made: list[Traveller] = []
 
@@ -115,7 +119,8 @@ def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator
         disk = f"/var/lib/libvirt/images/{name}.qcow2" if local else ""
         folder = hosts.a.folder / "lib/images" if local else hosts.shared
         if light:
-            (folder / f"{name}.qcow2").write_bytes(firmware.image(1, (60, 500)))
+            image = firmware.image(1, (60, 500))
+            (folder / f"{name}.qcow2").write_bytes(image + os.urandom(max(0, more.get("filled", 0) - len(image))))
         else:
             make_image(folder / f"{name}.qcow2", 32 << 20)
         traveller = Traveller(hosts, name)
@@ -146,7 +151,8 @@ def wait_for_job(traveller: Traveller, host: PairHost, sent: int = 1 << 20, time
 
     def stats() -> int:
         try:
-            return int(domain.jobStats(0).get("memory_processed", 0))
+            stats = domain.jobStats(0)
+            return int(stats.get("memory_processed", 0)) + int(stats.get("disk_processed", 0))
         except libvirt.libvirtError:
             return 0
 
@@ -158,6 +164,37 @@ def weight(traveller: Traveller, host: PairHost) -> int:
     domain = traveller.at(host)
     assert domain is not None
     return int(domain.schedulerParameters()["cpu_shares"])
+
+
+@pytest.fixture
+def make_traveller(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Make]:
+    """Guests of one test."""
+    with _making(hosts, micro, accelerator) as make:
+        yield make
+
+
+@pytest.fixture(scope="session")
+def _booted(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[tuple[Make, list[Traveller]]]:
+    with _making(hosts, micro, accelerator) as make:
+        yield make, []
+
+
+@pytest.fixture
+def traveller(hosts: Pair, _booted: tuple[Make, list[Traveller]]) -> Traveller:
+    """A booted guest on the first host, which many tests share: it takes longer to boot than to move."""
+    make, made = _booted
+    if made and made[0].is_only(hosts.b):
+        domain = made[0].at(hosts.b)
+        assert domain is not None
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_UNSAFE
+        flags |= libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        domain.migrateToURI3(hosts.a.tcp, {}, flags)
+    if not made or not made[0].is_only(hosts.a):
+        made[:] = [make()]
+    domain = made[0].at(hosts.a)
+    assert domain is not None
+    domain.setAutostart(1)
+    return made[0]
 
 
 def set_weight(traveller: Traveller, host: PairHost, value: int) -> None:

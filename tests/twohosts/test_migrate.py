@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import libvirt
 import pytest
 
 from tests.pair import Pair
-from tests.twohosts.conftest import Traveller, promised, set_weight, weight
+from tests.twohosts.conftest import Make, Traveller, promised, set_weight, weight
 
 pytestmark = pytest.mark.twohosts
 
-Make = Callable[..., Traveller]
 
-
-def test_there_and_back(hosts: Pair, make_traveller: Make) -> None:
-    traveller, neighbour = make_traveller(), make_traveller(light=True)
+def test_there_and_back(hosts: Pair, traveller: Traveller, make_traveller: Make) -> None:
+    neighbour = make_traveller(light=True)
     said, before = promised(traveller, hosts.a), traveller.count()
     for one in (traveller, neighbour):
         set_weight(one, hosts.a, 77)
@@ -64,7 +61,7 @@ def test_storage_is_copied(hosts: Pair, make_traveller: Make) -> None:
 
 
 def test_a_guest_that_changes_faster_than_is_sent(hosts: Pair, make_traveller: Make) -> None:
-    traveller = make_traveller()
+    traveller = make_traveller(memory=256)
     traveller.run("dd if=/dev/urandom of=/run/seed bs=1M count=24 2>/dev/null")
     traveller.run("(while :; do cat /run/seed >/run/busy; done) >/dev/null 2>&1 &")
     before = traveller.count()
@@ -159,3 +156,16 @@ def test_a_cpu_for_both(hosts: Pair, make_traveller: Make) -> None:
     assert f">{found['model']}</model>" in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     hosts.a.kvmctl("host", "baseline", *both, "--guest", traveller.name, "--dry-run")
     hosts.a.kvmctl("doctor", traveller.name, "--on", hosts.b.tcp)
+
+
+def test_a_guest_that_arrived_paused(hosts: Pair, make_traveller: Make) -> None:
+    """To move it once more would crash its QEMU: it has to run for a moment before."""
+    traveller = make_traveller(light=True)
+    hosts.a.kvmctl("pause", traveller.name)
+    hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp)
+    assert traveller.is_only(hosts.b)
+    refused = hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, code=5)
+    assert "would crash" in refused.stdout
+    hosts.b.kvmctl("resume", traveller.name)
+    hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp)
+    assert traveller.is_only(hosts.a)

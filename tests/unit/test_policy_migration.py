@@ -227,3 +227,14 @@ def test_an_image_is_never_copied_over_itself() -> None:
     (one,) = found(unknown, options=MigrationOptions(copy_storage=True, overwrite=True))
     assert one.severity == "obstacle"
     assert "the very image" in one.text
+
+
+def test_a_paused_guest_that_has_not_run_would_be_lost() -> None:
+    """QEMU 7.2 aborts in bdrv_inactivate_recurse when such a guest is moved once more."""
+    paused = replace(GUEST, state="paused", has_run=False)
+    (one,) = found(paused)
+    assert (one.severity, one.what) == ("obstacle", "state")
+    assert "resume" in one.next
+    assert not found(replace(paused, has_run=True))
+    newer = replace(TARGET, source_versions=("11.0.0", "QEMU 10.0.2"), versions=("11.0.0", "QEMU 10.0.2"))
+    assert not found(paused, newer)
