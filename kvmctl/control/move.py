@@ -23,7 +23,7 @@ from kvmctl.model.wording import argument
 from kvmctl.policy.forecast import forecast
 from kvmctl.policy.migration import is_copied
 
-POLL = 0.1
+POLL = 0.25
 """Seconds between two questions how far a move is."""
 OVERHEAD = 1.5
 """Seconds that a move takes beside the transfer, for a QEMU that starts and one that ends, where none is known yet."""

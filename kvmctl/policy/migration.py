@@ -18,7 +18,7 @@ from kvmctl.policy.reclaim import guests_memory
 CLOCK_TOLERANCE = 2.0
 """Seconds by which two clocks may differ: a guest's own clock jumps by as much at the switch-over."""
 MOVES_INACTIVE = (10,)
-"""QEMU before this version aborts (bdrv_inactivate_recurse) when it is to let go of disks that it never took hold of."""
+"""QEMU before it aborts (bdrv_inactivate_recurse) when it is to let go of disks that it never took hold of."""
 
 
 def findings(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> tuple[Finding, ...]:
