@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmctl.cli.all_hosts import all_hosts_option
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
+from kvmctl.cli.hosts import baseline
 from kvmctl.cli.output import Column, emit, emit_document, emit_names, note, one_line, styled, warn
 from kvmctl.cli.partial import hypervisor_or_error
 from kvmctl.model.errors import EXIT_PENDING, PartialError
@@ -42,16 +44,26 @@ def host() -> None:
     """
 
 
+host.add_command(baseline)
+
+
 @host.command(short_help="What the host is: processor, memory, versions, pools.")
+@all_hosts_option
 @pass_app
-def show(app: App) -> None:
+def show(app: App, all_hosts: bool) -> None:
     """Show what the host is: virtualization, CPU, memory, control groups, policy, versions, guests, pools.
 
     \b
     Example:
       kvmctl host show
       kvmctl host show -o json
+      kvmctl host show --all-hosts
     """
+    if all_hosts:
+        from kvmctl.cli.hosts import show_all
+
+        show_all(app)
+        return
     from kvmctl.cli.host_lines import facts_lines
     from kvmctl.control.facts import facts
 

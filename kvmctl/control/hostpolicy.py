@@ -30,7 +30,18 @@ def host_policy() -> HostPolicy:
 def find() -> Found:
     """This machine's policy, and where it is from: KVMCTL_HOST_FILE, else /etc/kvmctl/host.yaml. Raises as
     `host_policy`."""
-    path = Path(os.environ.get("KVMCTL_HOST_FILE") or FILE)
+    return _find(Path(os.environ.get("KVMCTL_HOST_FILE") or FILE))
+
+
+def read(path: Path) -> HostPolicy:
+    """The policy that a file says. Raises UsageError where there is no such file, and as `host_policy`."""
+    found = _find(path)
+    if not found.exists:
+        raise UsageError(f"there is no policy file {path}", "copy the host's /etc/kvmctl/host.yaml there")
+    return found.policy
+
+
+def _find(path: Path) -> Found:
     descriptor = _open(path)
     if descriptor is None:
         return Found(HostPolicy(), path, exists=False)
@@ -41,7 +52,7 @@ def find() -> Found:
     from kvmctl.model.hostfile import load
 
     try:
-        data = _read(path, descriptor, MAX_BYTES + 1)
+        data = _content(path, descriptor, MAX_BYTES + 1)
     finally:
         os.close(descriptor)
     return Found(load(str(path), data, Context(base_mhz())), path, exists=True)
@@ -58,7 +69,7 @@ def _open(path: Path) -> int | None:
         raise _unreadable(path, error.strerror) from error
 
 
-def _read(path: Path, descriptor: int, most: int) -> bytes:
+def _content(path: Path, descriptor: int, most: int) -> bytes:
     kind = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
         raise _unreadable(path, "it is not a file")

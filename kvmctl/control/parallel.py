@@ -18,15 +18,18 @@ WORKERS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 
 
 def each(
-    deed: Callable[[Item], Value], items: Sequence[Item], progress: Callable[[], None] = lambda: None
+    deed: Callable[[Item], Value],
+    items: Sequence[Item],
+    progress: Callable[[], None] = lambda: None,
+    workers: int = WORKERS,
 ) -> list[Value | KvmctlError]:
-    """Results in the order of `items`, a KvmctlError standing for each that failed.
+    """Results in the order of `items`, a KvmctlError standing for each that failed; `workers` at a time.
 
     On an interrupt what has not begun is left out, and what has begun is finished first, without
     waiting for what a guest is to do. Even one deed has a thread, so that Ctrl-C cannot cut it in two.
     """
     interrupted.clear()
-    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
             futures = [pool.submit(_caught, deed, item) for item in items]
             for _done in as_completed(futures):

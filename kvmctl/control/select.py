@@ -52,6 +52,16 @@ def chosen(hypervisor: Hypervisor, patterns: Sequence[str], labels: Sequence[str
     return guests
 
 
+def in_order(guests: Sequence[Guest], patterns: Sequence[str]) -> list[Guest]:
+    """The guests in the order in which they were named; those that one glob stands for by name."""
+    places = {sample.name: _place(sample.name, patterns) for sample, _domain in guests}
+    return sorted(guests, key=lambda guest: (places[guest[0].name], guest[0].name))
+
+
+def _place(name: str, patterns: Sequence[str]) -> int:
+    return next((number for number, pattern in enumerate(patterns) if _fits(name, [pattern])), len(patterns))
+
+
 def _fits(name: str, patterns: Iterable[str]) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -9,7 +9,7 @@ from typing import Any
 from kvmctl.control.capacity import capacity, cpus
 from kvmctl.control.foreign import foreign
 from kvmctl.host.journal import Entry, Journal
-from kvmctl.hypervisor import domains, scheduler
+from kvmctl.hypervisor import domains, moving, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
@@ -115,6 +115,9 @@ def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
 def set_weight(domain: Any, change: Change) -> Outcome:
     """Set the weight and read it back."""
     assert isinstance(change.new, int)
+    if busy := moving.busy_with(domain):
+        # libvirt would have us wait for half a minute, and then refuse.
+        return Outcome(change, "not applied", busy, change.old)
     try:
         scheduler.set_weight(domain, change.new)
         found = scheduler.weight(domain)

@@ -62,7 +62,7 @@ def open_hypervisor(uri: str | None = None) -> Hypervisor:
     libvirt's event loop serves every connection.
     Raises UnreachableError where none answers in time, UsageError for a URI that libvirt cannot read.
     """
-    _serve_events()
+    serve_events()
     wanted = given(uri)
     if wanted:
         return Hypervisor(_open(wanted))
@@ -78,7 +78,7 @@ def open_hypervisor(uri: str | None = None) -> Hypervisor:
 
 
 @cache
-def _serve_events() -> None:
+def serve_events() -> None:
     """Run libvirt's event loop in a thread: events and keepalives come by it."""
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, name="libvirt events", daemon=True).start()

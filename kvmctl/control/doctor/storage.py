@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvmctl.control import starts, swap
+from kvmctl.control import move_settle, starts, swap
 from kvmctl.control.doctor.check import Check
 from kvmctl.host import access, journal, lock
 from kvmctl.hypervisor import host
@@ -85,6 +85,9 @@ def _leftover(intent: journal.Intent) -> Check:
     if intent.kind == swap.KIND:
         hint = "the same kvmctl swap enable again, or kvmctl swap disable, which also removes other swap of kvmctl's"
         return Check("unfinished", "warn", f"swap {intent.key}", cause, hint)
+    if intent.kind == move_settle.INTENT and (begun := move_settle.read(intent.data)):
+        text = f"guest {begun.guest} was being moved to {begun.target}"
+        return Check("unfinished", "warn", text, cause, "kvmctl migrate NAME HOST --check settles it")
     guest = argument(str(intent.data.get("guest", "GUEST"))) if isinstance(intent.data, dict) else "GUEST"
     hint = {
         "backup": f"the next kvmctl backup {guest} DIR removes it",

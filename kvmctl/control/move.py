@@ -1,0 +1,217 @@
+"""Moving one guest: begun in the journal, watched while it runs, then both hosts are asked where the guest is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from kvmctl.control import move_facts, move_record, move_settle
+from kvmctl.control.move_record import MoveRecord
+from kvmctl.control.wait import interrupted
+from kvmctl.host.journal import Journal
+from kvmctl.host.lock import lock
+from kvmctl.hypervisor import domains, moving
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import KvmctlError, LockedError
+from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedDisk, MovedGuest
+from kvmctl.model.sample import ACTIVE
+from kvmctl.model.wording import argument
+from kvmctl.policy.forecast import forecast
+from kvmctl.policy.migration import is_copied
+
+POLL = 0.25
+"""Seconds between two questions how far a move is."""
+OVERHEAD = 1.5
+"""Seconds that a move takes beside the transfer, for a QEMU that starts and one that ends, where none is known yet."""
+ASSUMED = 117 << 20
+"""Bytes a second of a network of which nothing is known: what a gigabit carries."""
+
+Progress = Callable[[str, JobSample], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How a move went; without a forecast, a guest that was off."""
+
+    guest: str
+    seconds: float
+    expected: Forecast | None
+    job: JobSample | None
+    left_behind: tuple[str, ...]
+    """Images that were copied, and are still at the source."""
+
+
+class Mover:
+    """Moves guests between two hosts."""
+
+    def __init__(
+        self,
+        source: Hypervisor,
+        target: Hypervisor,
+        options: MigrationOptions,
+        progress: Progress = lambda _guest, _sample: None,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.options = options
+        self._progress = progress
+        self._say = say
+
+    def expect(self, guest: MovedGuest, domain: Any) -> Forecast | None:
+        """How long the move will take, and whether it comes to an end, from what `start_dirty_rate` has measured."""
+        if guest.state not in ACTIVE:
+            return None
+        rate = moving.dirty_rate(self.source, domain) if guest.state == "running" else 0
+        speed, overhead = move_record.learnt(self.target.uri)
+        options, source = self.options, "measured in moves before" if speed else "assumed"
+        if options.bandwidth and options.bandwidth < (speed or ASSUMED * 1000):
+            speed, source = options.bandwidth, "as given"
+        return forecast(
+            memory=move_facts.sent(self.source, guest, domain),
+            dirty_rate=rate,
+            bandwidth=speed or ASSUMED,
+            max_downtime=options.max_downtime,
+            disks=move_facts.disk_bytes(self._copied(guest)),
+            overhead=OVERHEAD if overhead is None else overhead,
+            source=source,
+        )
+
+    def move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
+        """Move a guest that nothing stands in the way of. Raises KvmctlError that says where the guest is."""
+        try:
+            with lock(move_settle.lock_name(guest.uuid)):
+                return self._move(guest, expected)
+        except LockedError as error:
+            raise LockedError(f"guest {guest.name} is being moved already: {error.message}", error.hint) from error
+
+    def _move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
+        domain = moving.find(self.source, guest.uuid)
+        copied = self._copied(guest)
+        begun = move_settle.Begun(
+            guest=guest.name,
+            uuid=guest.uuid,
+            source=self.source.uri,
+            target=self.target.uri,
+            autostart=domains.autostart(domain),
+            offline=self.options.offline,
+            made=tuple(str(disk.path) for disk in copied if disk.exists is False),
+        )
+        journal = Journal()
+        move_settle.begin(journal, begun)
+        before = moving.max_downtime(domain) if self.options.max_downtime is not None else None
+        started = time.monotonic()
+        try:
+            failure = self._carry(domain, guest, copied)
+        except KvmctlError as error:
+            failure = error
+        seconds = time.monotonic() - started
+        place = move_settle.settle(journal, begun, self.source, self.target)
+        if place != "moved":
+            if before is not None:
+                with suppress(KvmctlError):
+                    moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
+            raise _failed(guest, failure, self._where(guest))
+        job = self._job_of(guest)
+        self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
+        return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
+
+    def _copied(self, guest: MovedGuest) -> tuple[MovedDisk, ...]:
+        return tuple(disk for disk in guest.disks if is_copied(disk, self.options))
+
+    def _carry(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk]) -> KvmctlError | None:
+        """Have libvirt move it, and watch; why that failed. On an interrupt the move is given up first."""
+        if self.options.max_downtime is not None and not self.options.offline:
+            moving.set_max_downtime(domain, self.options.max_downtime)
+        failed: list[KvmctlError] = []
+        # What libvirt would refuse of the others has been looked at before.
+        unsafe = any(disk not in copied and disk.kind != "network" for disk in guest.disks)
+
+        def carrying() -> None:
+            try:
+                moving.migrate(domain, self.target, self.options, [disk.target for disk in copied], unsafe)
+            except KvmctlError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=carrying, name=f"move {guest.name}")
+        thread.start()
+        aborted = switched = False
+        while thread.is_alive():
+            thread.join(POLL)
+            sample = self._watch(domain)
+            if sample:
+                self._progress(guest.name, sample)
+            if interrupted.is_set() and not aborted:
+                # A job that is about to begin cannot be given up yet: it is tried again then.
+                with suppress(KvmctlError):
+                    moving.abort(domain)
+                    aborted = True
+            if self.options.post_copy and sample and sample.rounds > 1 and not switched:
+                with suppress(KvmctlError):
+                    moving.switch_to_post_copy(domain)
+                    switched = True
+        if aborted:
+            return KvmctlError("the move was given up", f"kvmctl migrate {argument(guest.name)} … tries again")
+        return failed[0] if failed else None
+
+    def _watch(self, domain: Any) -> JobSample | None:
+        try:
+            return None if self.options.offline else moving.job(domain)
+        except KvmctlError:
+            # The daemon is gone; the thread gets to know that too.
+            return None
+
+    def _where(self, guest: MovedGuest) -> str:
+        """Where a guest is that has not moved, in words."""
+        try:
+            state = domains.state(moving.find(self.source, guest.uuid))
+        except KvmctlError:
+            return "it is where it was"
+        off = guest.state in ACTIVE and state not in ACTIVE
+        return f"it is where it was, but {state} now" if off else "it is where it was"
+
+    def _job_of(self, guest: MovedGuest) -> JobSample | None:
+        if self.options.offline:
+            return None
+        with suppress(KvmctlError):
+            return moving.completed(moving.find(self.target, guest.uuid))
+        return None
+
+    def _record(
+        self, guest: MovedGuest, expected: Forecast | None, job: JobSample | None, seconds: float, disks: int
+    ) -> None:
+        if self.options.offline:
+            return
+        done = MoveRecord(
+            time=round(time.time(), 3),
+            guest=guest.name,
+            source=self.source.uri,
+            target=self.target.uri,
+            seconds=round(seconds, 3),
+            expected=round(expected.seconds, 3) if expected else None,
+            transfer=job.elapsed if job else None,
+            downtime=job.downtime if job else None,
+            expected_downtime=round(expected.downtime, 3) if expected else None,
+            sent=job.memory_sent if job else 0,
+            disks=disks,
+            speed=round(job.memory_sent / job.elapsed) if job and job.elapsed else 0,
+            limited=self.options.bandwidth is not None,
+            dirty_rate=expected.dirty_rate if expected else None,
+            rounds=job.rounds if job else 0,
+        )
+        try:
+            move_record.record(done)
+        except KvmctlError as error:
+            self._say(f"the move of guest {guest.name} is not recorded: {error.message}")
+
+
+def _failed(guest: MovedGuest, failure: KvmctlError | None, where: str) -> KvmctlError:
+    """The failure, with where the guest is now."""
+    if failure is None:
+        return KvmctlError(f"guest {guest.name} was not moved: {where}", "libvirt's log on both hosts may have more")
+    kind = type(failure)
+    return kind(f"{failure.message}; {where}", failure.hint)
