@@ -35,6 +35,8 @@ _COMMANDS = {
     "resume": ("kvmctl.cli.lifecycle:resume", "Resume paused guests"),
     "autostart": ("kvmctl.cli.lifecycle:autostart", "Start guests with the host, or not"),
     "delete": ("kvmctl.cli.delete:delete", "Delete guests"),
+    "attach": ("kvmctl.cli.attach:attach", "Give a guest a disk, a nic or another medium, live first"),
+    "detach": ("kvmctl.cli.attach:detach", "Take a disk, a nic or a medium from a guest, live first"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "cpu": ("kvmctl.cli.cpu:cpu", "The CPU ledger: promises, entitlements, weights, use, steal"),
     "memory": ("kvmctl.cli.memory:memory", "The memory ledger: configured, balloon, resident, shared, swapped"),

@@ -49,6 +49,12 @@ def setter(change: Change) -> Setter | None:
     return None
 
 
+def change_of_medium(change: Change) -> Setter | None:
+    """What makes this change where it is one of a CD-ROM drive's medium that the running guest takes; else None."""
+    is_medium = change.field == "boot.iso" or (change.field.startswith("disks.") and parts(change.field)[2] == "path")
+    return setter(change) if is_medium and change.how == "live" and change.action == "set" else None
+
+
 def _stored(domain: Any) -> GuestSpec:
     return parse(domains.definition(domain)).spec
 

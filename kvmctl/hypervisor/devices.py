@@ -26,8 +26,7 @@ def detach(domain: Any, xml: str) -> None:
 
 def update(domain: Any, xml: str, force: bool) -> None:
     """Change a device of the running guest; `force` takes a medium from a drive that the guest has locked."""
-    hint = "let the guest unmount and eject it, or use --force"
-    with doing(f"change the medium of guest {domain.name()}", hint):
+    with doing(f"change the medium of guest {domain.name()}"):
         domain.updateDeviceFlags(xml, _LIVE | (libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if force else 0))
 
 
