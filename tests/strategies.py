@@ -18,6 +18,7 @@ from kvmctl.model.spec import (
     CpuSpec,
     DiskSpec,
     GuestSpec,
+    IoSpec,
     MemorySpec,
     NicSpec,
     VncSpec,
@@ -118,7 +119,42 @@ def disk_specs(draw: st.DrawFn) -> DiskSpec:
         target=draw(maybe(st.sampled_from(LETTERS).map(lambda letter: ("vd" if bus == "virtio" else "sd") + letter))),
         cache=draw(maybe(st.sampled_from(["none", "writeback", "writethrough", "directsync", "unsafe"]))),
         read_only=draw(maybe(st.just(False) if bus == "sata" and not cdrom else st.booleans())),
+        iothread=draw(maybe(st.booleans() if bus in (None, "virtio") and not cdrom else st.just(False))),
+        mode=draw(maybe(st.sampled_from(_modes(bus)))),
+        **draw(disk_ceilings()),
     )
+
+
+def _modes(bus: str | None) -> list[str]:
+    """Those that do not contradict the bus; without one the mode that a thread of its own needs."""
+    return ["emulated"] if bus == "sata" else ["paravirtual"]
+
+
+@st.composite
+def disk_ceilings(draw: st.DrawFn) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for what, rates in (("iops", st.integers(1, 10**6)), ("bandwidth", st.integers(1, 10**11))):
+        names = draw(st.sampled_from([(), (what,), (f"read_{what}",), (f"read_{what}", f"write_{what}")]))
+        for name in names:
+            found[name] = draw(rates)
+            if draw(st.booleans()):
+                found[f"{name}_burst"] = found[name] + draw(rates)
+        if what not in names and draw(st.booleans()):
+            found[what] = 0
+    if any(name.endswith("_burst") for name in found):
+        found["burst_seconds"] = draw(maybe(st.integers(1, 3600)))
+    return found
+
+
+@st.composite
+def nic_ceilings(draw: st.DrawFn) -> dict[str, Any]:
+    rates, found = st.integers(1, 10**7).map(lambda kilobytes: kilobytes * 1000), {}
+    for way in draw(st.sampled_from([(), ("in",), ("out",), ("in", "out")])):
+        found[f"bandwidth_{way}"] = draw(rates)
+        found[f"bandwidth_{way}_burst"] = draw(maybe(st.integers(0, 10**6).map(lambda kib: kib * 1024)))
+        if way == "in" and draw(st.booleans()):
+            found["bandwidth_in_peak"] = found["bandwidth_in"] + draw(rates)
+    return found
 
 
 @st.composite
@@ -131,7 +167,15 @@ def nic_specs(draw: st.DrawFn) -> NicSpec:
         )
     )
     model = draw(maybe(st.sampled_from(["virtio", "e1000e", "rtl8139"])))
-    return NicSpec(**link, model=model, mac=draw(maybe(macs)))
+    virtio = model in (None, "virtio")
+    return NicSpec(
+        **link,
+        model=model,
+        mac=draw(maybe(macs)),
+        mode=draw(maybe(st.sampled_from(["paravirtual"] if virtio else ["emulated"]))),
+        queues=draw(maybe(st.integers(1, 16 if virtio and "user" not in link else 1))),
+        **({} if "user" in link else draw(nic_ceilings())),
+    )
 
 
 @st.composite
@@ -163,6 +207,7 @@ def guest_specs(draw: st.DrawFn, names: st.SearchStrategy[str] = guest_names) ->
         cpu=draw(cpu_specs()),
         memory=draw(memory_specs()),
         boot=draw(boot_specs()),
+        io=IoSpec(draw(maybe(st.just(0) | st.integers(10, 1000)))),
         accelerator=draw(maybe(st.sampled_from(["auto", "kvm", "tcg"]))),
         disks=draw(maybe(st.lists(disk_specs(), max_size=3).map(distinct_disks))),
         nics=draw(maybe(st.lists(nic_specs(), max_size=3).map(distinct_nics))),

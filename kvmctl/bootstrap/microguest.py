@@ -22,7 +22,6 @@ CACHE = Path("/var/cache/kvmctl")
 READY = b"micro-ready"
 """How the line starts that the guest prints when it is up, on its console."""
 
-_KERNEL = re.compile(r"linux-image-\S+-cloud-amd64")
 _BUSYBOX = "busybox-static"
 _SOURCES = Path(__file__).with_name("guest")
 _DRIVERS = (
@@ -33,6 +32,28 @@ _BUILD_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Flavour:
+    """One kernel for micro guests, and the folder in the cache for what is made with it."""
+
+    folder: str
+    metapackage: str
+    package: str
+    """A pattern for the name of the package that the metapackage stands for."""
+    drivers: tuple[str, ...] = _DRIVERS
+
+
+CLOUD = Flavour("micro", "linux-image-cloud-amd64", r"linux-image-[^\s_]+-cloud-amd64")
+"""Small and quick, with drivers for virtio and little else."""
+FULL = Flavour(
+    "micro-full",
+    "linux-image-amd64",
+    r"linux-image-\d[^\s_-]*-\d+-amd64",
+    (*_DRIVERS, "ahci", "e1000e", "e1000", "pktgen"),
+)
+"""With drivers for the hardware that QEMU emulates, and a generator of packets."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicroGuest:
     """Two files that every user can read, at paths that stay the same when they are built anew."""
 
@@ -40,17 +61,17 @@ class MicroGuest:
     initrd: Path
 
 
-def ensure(cache: Path = CACHE) -> MicroGuest:
+def ensure(cache: Path = CACHE, flavour: Flavour = CLOUD) -> MicroGuest:
     """Build the micro guest unless this version of it is there, which takes no time.
 
     Raises KvmctlError where the packages cannot be fetched, or by a user who may not write to `cache`.
     """
-    current = cache / "micro" / "current"
+    current = cache / flavour.folder / "current"
     guest = MicroGuest(current / "vmlinuz", current / "initrd.gz")
     if not _is_current(guest, current):
         with lock("the micro guest", _BUILD_SECONDS):
             if not _is_current(guest, current):
-                _build(cache, current)
+                _build(cache, current, flavour)
     return guest
 
 
@@ -64,16 +85,16 @@ def _recipe() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def _build(cache: Path, current: Path) -> None:
+def _build(cache: Path, current: Path, flavour: Flavour) -> None:
     store = _folder(_folder(cache) / "packages")
-    kernel, busybox = _cached(store) or _fetch(store)
-    place = _folder(_folder(cache / "micro") / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
+    kernel, busybox = _cached(store, flavour) or _fetch(store, flavour)
+    place = _folder(_folder(cache / flavour.folder) / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
     with step("Building the micro guest"), tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
         root = Path(scratch)
         for package in (kernel, busybox):
             run(["dpkg-deb", "--extract", str(package), scratch])
         write_atomic(place / "vmlinuz", next((root / "boot").glob("vmlinuz-*")).read_bytes(), 0o644)
-        write_atomic(place / "initrd.gz", cpio.archive(_contents(root)), 0o644)
+        write_atomic(place / "initrd.gz", cpio.archive(_contents(root, flavour.drivers)), 0o644)
     _point(current, place)
 
 
@@ -87,27 +108,28 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _cached(store: Path) -> tuple[Path, Path] | None:
+def _cached(store: Path, flavour: Flavour) -> tuple[Path, Path] | None:
     """The packages that were fetched last, if they are still here: then no network is needed."""
     with suppress(ValueError):
+        kernels = [file for file in store.glob("*.deb") if re.match(rf"{flavour.package}_", file.name)]
         return (
-            max(store.glob("linux-image-*.deb"), key=lambda file: file.stat().st_mtime),
+            max(kernels, key=lambda file: file.stat().st_mtime),
             max(store.glob(f"{_BUSYBOX}_*.deb"), key=lambda file: file.stat().st_mtime),
         )
     return None
 
 
-def _fetch(store: Path) -> tuple[Path, Path]:
+def _fetch(store: Path, flavour: Flavour) -> tuple[Path, Path]:
     try:
-        return _download(store)
+        return _download(store, flavour)
     except KvmctlError:
         # The lists were never fetched, or name what the server has replaced.
         packages.update()
-    return _download(store)
+    return _download(store, flavour)
 
 
-def _download(store: Path) -> tuple[Path, Path]:
-    kernel = packages.depended_on("linux-image-cloud-amd64", _KERNEL.pattern)
+def _download(store: Path, flavour: Flavour) -> tuple[Path, Path]:
+    kernel = packages.depended_on(flavour.metapackage, flavour.package)
     files = packages.download([kernel, _BUSYBOX], store)
     return files[0], files[1]
 
@@ -124,9 +146,9 @@ def _point(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _contents(root: Path) -> Iterator[cpio.Entry]:
+def _contents(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
     modules = {file.stem.replace("-", "_"): file for file in root.rglob("*.ko")}
-    order = load_order(_DRIVERS, {name: _depends(file.read_bytes()) for name, file in modules.items()})
+    order = load_order(drivers, {name: _depends(file.read_bytes()) for name, file in modules.items()})
     for path in ("bin", "dev", "etc", "modules", "proc", "sys"):
         yield cpio.folder(path)
     # The kernel opens it before there is any file system but this one.

@@ -10,11 +10,13 @@ import click
 
 from kvmctl.cli.all_hosts import all_hosts_option
 from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_guests
 from kvmctl.cli.duration import seconds
 from kvmctl.cli.hosts import baseline
 from kvmctl.cli.output import Column, emit, emit_document, emit_names, note, one_line, styled, warn
 from kvmctl.cli.partial import hypervisor_or_error
-from kvmctl.model.errors import EXIT_PENDING, PartialError
+from kvmctl.model.errors import EXIT_PENDING, PartialError, UsageError
+from kvmctl.model.wording import argument
 
 if TYPE_CHECKING:
     from kvmctl.control.doctor.check import Check
@@ -167,15 +169,19 @@ def snapshot(app: App, file: str) -> None:
 
 
 @host.command(short_help="What is wrong, each with cause and next command.")
+@click.argument("guest", required=False, metavar="[GUEST]", shell_complete=complete_guests)
+@click.option("--isolation", is_flag=True, help="What stands between guests and their host, or of one GUEST.")
 @pass_app
-def doctor(app: App) -> int:
+def doctor(app: App, guest: str | None, isolation: bool) -> int:
     """Examine the way to the hypervisor, the kernel, pools and leftovers; each with cause and next command.
 
-    Works when libvirt does not. Ends with 1 if any check failed; -o name names those.
+    Works when libvirt does not. Ends with 1 if any check failed; -o name names those. With --isolation it looks at
+    sandbox, user, label, devices, shared memory, page merging and CPU weaknesses instead.
 
     \b
     Example:
       kvmctl host doctor
+      kvmctl host doctor --isolation web1
       kvmctl -c qemu+ssh://host2/system host doctor
     """
     from dataclasses import asdict
@@ -183,7 +189,16 @@ def doctor(app: App) -> int:
     from kvmctl.control.doctor import examine
     from kvmctl.hypervisor.uri import meant
 
-    checks = examine(meant(app.uri), app.hypervisor)
+    if guest is not None and not isolation:
+        raise UsageError(
+            "a guest is examined with --isolation only", f"kvmctl host doctor --isolation {argument(guest)}"
+        )
+    if isolation:
+        from kvmctl.control.doctor.isolation import examine as examine_isolation
+
+        checks = examine_isolation(meant(app.uri), app.hypervisor, guest)
+    else:
+        checks = examine(meant(app.uri), app.hypervisor)
     if app.output == "table":
         # One by one as they are made: on a broken host some take seconds.
         done = [_printed(check) for check in checks]

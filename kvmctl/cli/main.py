@@ -40,6 +40,8 @@ _COMMANDS = {
     "backup": ("kvmctl.cli.backup:backup", "Back a guest up into a folder, in full or what changed since"),
     "migrate": ("kvmctl.cli.migrate:migrate", "Move guests to another host while they run"),
     "doctor": ("kvmctl.cli.hosts:doctor", "Whether guests would run on another host as they are"),
+    "attach": ("kvmctl.cli.attach:attach", "Give a guest a disk, a nic or another medium, live first"),
+    "detach": ("kvmctl.cli.attach:detach", "Take a disk, a nic or a medium from a guest, live first"),
     "console": ("kvmctl.cli.console:console", "Connect this terminal to a guest's serial console"),
     "export": ("kvmctl.cli.export:export", "Write a guest to one file: disks, definition, firmware, memory"),
     "import": ("kvmctl.cli.import_:import_", "Make a guest of such a file, on this host or another"),

@@ -45,10 +45,20 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield _line(0, "memory now", f"{human_size(memory['balloon'])} of {human_size(memory['max'])}")
     yield _line(0, "resident", human_size(memory["resident"]))
     yield from _tree(0, {key: value for key, value in facts["spec"].items() if key not in facts})
+    for mode in ("emulated", "paravirtual", "passthrough"):
+        names = [_device(one) for one in facts["devices"] if one["mode"] == mode]
+        if names:
+            yield _line(0, mode, ", ".join(names))
     for change in facts["pending_restart"]:
         yield f"pending restart: {change['field']}: {change['running']} now, {change['stored']} from the next start"
     for text in facts["beyond_the_guest_file"]:
         yield f"not in the guest file: {one_line(text)}"
+
+
+def _device(one: Mapping[str, Any]) -> str:
+    return " ".join(str(one[key]) for key in ("device", "name") if one[key]) + (
+        f" ({one['model']})" if one["model"] else ""
+    )
 
 
 def _tree(depth: int, value: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kvmctl.control import starts
+from kvmctl.control import devices, starts
 from kvmctl.control.begin import begin
 from kvmctl.control.parallel import each
 from kvmctl.control.plan import GuestPlan
@@ -189,7 +189,7 @@ def _set_live(domain: Any, plan: GuestPlan) -> dict[str, str]:
     """Change the running guest where it can be; the reasons where it could not, by field."""
     failures: dict[str, str] = {}
     for change in plan.changes:
-        setter = _SETTERS.get(change.field)
+        setter = _SETTERS.get(change.field) or devices.setter(change)
         if change.how == "live" and setter is not None:
             try:
                 setter(domain, plan)
@@ -252,6 +252,10 @@ def _set_balloon(domain: Any, plan: GuestPlan) -> None:
     live.set_balloon(domain, min(plan.desired.memory.size, most))
 
 
+def _set_io_weight(domain: Any, plan: GuestPlan) -> None:
+    live.set_io_weight(domain, plan.desired.io.weight or 0)
+
+
 def _set_description(domain: Any, plan: GuestPlan) -> None:
     live.set_description(domain, plan.desired.description or "")
 
@@ -262,6 +266,7 @@ _SETTERS: dict[str, Callable[[Any, GuestPlan], None]] = {
     "cpu.pin": _set_pin,
     "cpu.emulator-pin": _set_emulator_pin,
     "memory.size": _set_balloon,
+    "io.weight": _set_io_weight,
     "description": _set_description,
 }
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.data import as_data
-from kvmctl.model.spec import GuestSpec
+from kvmctl.model.modes import disk_mode, nic_mode
+from kvmctl.model.pci import order
+from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.xml import devices
 from kvmctl.xml.parse import Parsed, parse
+from kvmctl.xml.pci import pci_devices
 
 if TYPE_CHECKING:
     from kvmctl.model.change import Change
@@ -44,9 +48,25 @@ def inspect(hypervisor: Hypervisor, name: str) -> dict[str, Any]:
             "resident": sample.balloon.rss,
         },
         "spec": as_data(parsed.spec),
+        "devices": modes_of(parsed),
         "pending_restart": pending(domain, parsed.spec),
         "beyond_the_guest_file": [*parsed.notes, *parsed.unexpressed],
     }
+
+
+def modes_of(parsed: Parsed) -> list[dict[str, Any]]:
+    """How the guest has each disk, drive, nic and device of the host: what it is, its mode, and its hardware."""
+    drives = [disk for one in parsed.root.iterfind("devices/disk") if isinstance(disk := devices.disk(one), DiskSpec)]
+    found = [
+        {"device": disk.device or "disk", "name": disk.target, "mode": disk_mode(disk.bus), "model": disk.bus}
+        for disk in drives
+    ]
+    found += [
+        {"device": "nic", "name": nic.mac, "mode": nic_mode(nic.model), "model": nic.model}
+        for nic in parsed.spec.nics or ()
+    ]
+    passed = sorted(pci_devices(parsed.root), key=order)
+    return found + [{"device": "pci", "name": address, "mode": "passthrough", "model": "vfio"} for address in passed]
 
 
 def _is_expanded(change: Change) -> bool:

@@ -22,6 +22,7 @@ from kvmctl.model.rules import check
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import format_size
 from kvmctl.model.wording import argument
+from kvmctl.policy import modes
 from kvmctl.policy.diff import diff, overlay, raise_maxima
 from kvmctl.xml.capabilities import parse_platform
 from kvmctl.xml.metadata import FIELDS
@@ -46,6 +47,8 @@ class GuestPlan:
     live: GuestSpec | None = None
     brings_to: str | None = None
     """`running` or `paused` where the guest is to be started or resumed."""
+    force: bool = False
+    """Whether a medium is taken from a CD-ROM drive that the guest has locked."""
 
     @property
     def name(self) -> str:
@@ -118,6 +121,7 @@ class Planner:
         runs_with = running_spec(domain, current) if running else None
         raised = raise_maxima(spec, current)
         resolved, volumes = resolve_disks(self.hypervisor, raised)
+        resolved = modes.resolved(resolved, current)
         resolved = follow_snapshots(self.hypervisor, resolved, current)
         resolved, seed = self._seed(resolved, current)
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in (*volumes, *seed)]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvmctl.control.resolve import VolumePlan
-from kvmctl.host import access
+from kvmctl.host import access, traffic
 from kvmctl.hypervisor import host, networks
 from kvmctl.hypervisor.capabilities import qemu_user
 from kvmctl.hypervisor.connection import Hypervisor
@@ -26,6 +26,8 @@ def problems(
     """Everything that stands in the way of what `spec` says, in its own order."""
     if hypervisor.local:
         yield from _files(spec, {volume.path for volume in volumes}, qemu_user(capabilities))
+    if hypervisor.local:
+        yield from _traffic(spec)
     for nic in spec.nics or ():
         if nic.network:
             yield from _network(hypervisor, spec.name, nic.network, starts)
@@ -33,6 +35,17 @@ def problems(
             yield NotFoundError(
                 f"guest {spec.name}: there is no bridge {nic.bridge!r} on this host",
                 f"make it: ip link add {nic.bridge} type bridge",
+            )
+
+
+def _traffic(spec: GuestSpec) -> Iterator[RefusedError]:
+    """Ceilings of nics that this kernel has no means for: a guest with one does not start."""
+    for way, words in (("in", "comes to"), ("out", "is sent by")):
+        limited = any(getattr(nic, f"bandwidth_{way}") for nic in spec.nics or ())
+        if limited and (why := traffic.missing(way)):
+            yield RefusedError(
+                f"guest {spec.name}: this host's kernel cannot limit what {words} a nic: {why}",
+                f"load what it lacks: modprobe -a {traffic.MODULES[way]}; or leave out bandwidth.{way}",
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvmctl.hypervisor import domains, live
 from kvmctl.model.cpuset import format_cpuset
-from kvmctl.model.spec import GuestSpec
+from kvmctl.model.spec import GuestSpec, IoSpec
 from kvmctl.xml.parse import parse
 from kvmctl.xml.resources import fixed_vcpus
 
@@ -27,5 +27,7 @@ def running_spec(domain: Any, stored: GuestSpec) -> GuestSpec:
     emulator_pin = stored.cpu.emulator_pin
     if not live.is_emulator_pinned_as_defined(domain):
         emulator_pin = format_cpuset(live.emulator_pin(domain) or ())
+    if spec.io.weight == live.DEFAULT_IO_WEIGHT and not stored.io.weight:
+        spec = replace(spec, io=IoSpec(0))  # what was set once cannot be unset in a guest that runs
     fixed = fixed_vcpus(parsed.root, spec.cpu.count or 1)
     return replace(spec, cpu=replace(spec.cpu, pin=pin, emulator_pin=emulator_pin, fixed=fixed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from kvmctl.control import devices
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.running import running_spec
 from kvmctl.control.wait import until
@@ -36,6 +37,8 @@ def verify(
             found.append(Outcome(change, "not applied", change.reason))
         elif change.action in ("create", "start"):
             found.append(_made(hypervisor, plan, domain, change, failures, stored))
+        elif plan.live is not None and change.field not in failures and devices.is_read_back(change):
+            found.append(devices.read_back(hypervisor, domain, plan, change))
         elif change.field == "memory.size" and plan.live is not None:
             found.append(_ballooned(plan, domain, change, failures, stored, wait))
         elif change.field == "cpu.count" and plan.live is not None and change.how == "live":

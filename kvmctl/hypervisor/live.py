@@ -111,6 +111,17 @@ def _emulator_pin(domain: Any, flags: int) -> tuple[bool, ...] | None:
         raise translate(error, f"read the pinning of guest {domain.name()}") from error
 
 
+DEFAULT_IO_WEIGHT = 100
+"""The kernel's own, for a control group that nobody has given one."""
+
+
+def set_io_weight(domain: Any, weight: int) -> None:
+    """Give the guest its part of disks that others want too; 0 is the kernel's default."""
+    hint = "the disk's I/O scheduler has to be bfq: echo bfq > /sys/block/DISK/queue/scheduler"
+    with doing(f"weigh the disk I/O of guest {domain.name()}", hint):
+        domain.setBlkioParameters({"weight": weight or DEFAULT_IO_WEIGHT}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
 def set_balloon(domain: Any, size: int) -> None:
     """Ask the guest to have `size` bytes. It follows over seconds, if it has a driver."""
     with doing(f"set the memory of guest {domain.name()}"):

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, Field, get
+from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, Field, attribute, get
 from kvmctl.model.spec import GuestSpec
 
 _ORDER = (
-    "name", "description", "labels", "accelerator", "cpu", "memory", "boot", "disks", "nics", "cloud-init",
+    "name", "description", "labels", "accelerator", "cpu", "memory", "io", "boot", "disks", "nics", "cloud-init",
     "console", "vnc", "agent", "rng", "autostart", "rebalance", "state",
 )  # fmt: skip
 
@@ -36,11 +36,13 @@ def as_data(spec: GuestSpec) -> dict[str, Any]:
 
 def _entry(value: object, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The entry of a list, or the seed: what is said of it."""
-    data = {}
+    data: dict[str, Any] = {}
     for key, field in fields.items():
-        one = getattr(value, key.replace("-", "_"))
+        one = getattr(value, attribute(key))
         if one not in (None, ()):
-            data[key] = list(one) if isinstance(one, tuple) else field.show(one)
+            group, _, name = key.rpartition(".")
+            inner = data.setdefault(group, {}) if group else data
+            inner[name] = list(one) if isinstance(one, tuple) else field.show(one)
     return data
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmctl.model.document import EMPTY, MapNode, Node, TextNode, read_document
-from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, LABEL, LABEL_KEY, NAME, NIC, PROJECT, Field, put
+from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, LABEL, LABEL_KEY, NAME, NIC, PROJECT, Field, attribute, put
 from kvmctl.model.nodes import NodeReader, Place
 from kvmctl.model.rules import check
 from kvmctl.model.spec import CloudInitSpec, DiskSpec, GuestSpec, NicSpec
@@ -25,6 +25,7 @@ _GUEST_KEYS = ("name", *_SINGLES, "labels", *_GROUPS, "disks", "nics", "cloud-in
 _EXAMPLES = {
     "cpu": "cpu: {count: 2}",
     "memory": "memory: {size: 1GiB}",
+    "io": "io: {weight: 500}",
     "boot": "boot: {iso: /path}",
     "console": "console: {log: /path}",
     "vnc": "vnc: {listen: 127.0.0.1}",
@@ -155,8 +156,21 @@ class FileReader:
     ) -> dict[str, object]:
         if node is None:
             return {}
+        node = self._flat(node, fields, prefix)
         self.nodes.known_keys(node, fields, prefix)
         return self.nodes.values(node, fields, prefix, places)
+
+    def _flat(self, node: MapNode, fields: Mapping[str, Field], prefix: str) -> MapNode:
+        """`node` with `bandwidth: {in: 1Mbit}` written out as `bandwidth.in: 1Mbit`, where that is a key."""
+        entries: dict[str, tuple[TextNode, Node]] = {}
+        for key, (place, value) in node.entries.items():
+            if any(name.startswith(f"{key}.") for name in fields):
+                inner = self.nodes.mapping(value, f"{prefix}{key}", f"{key}: {{in: 100Mbit}}")
+                for name, pair in inner.entries.items() if inner else ():
+                    entries[f"{key}.{name}"] = pair
+            else:
+                entries[key] = (place, value)
+        return MapNode(entries, node.line, node.column)
 
     def _entries(
         self, node: MapNode, key: str, fields: Mapping[str, Field], make: type[Any], places: dict[str, Place]
@@ -208,7 +222,7 @@ class FileReader:
 
 
 def _attributes(said: Mapping[str, object]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in said.items()}
+    return {attribute(key): value for key, value in said.items()}
 
 
 def _with_switches(node: MapNode) -> MapNode:

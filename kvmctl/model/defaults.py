@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kvmctl.model import throttle
 from kvmctl.model.errors import UsageError
+from kvmctl.model.modes import Bus, disk_bus, nic_model
 from kvmctl.model.platform import Platform, machine_family
 from kvmctl.model.rules import check
 from kvmctl.model.spec import (
@@ -14,6 +16,7 @@ from kvmctl.model.spec import (
     CpuSpec,
     DiskSpec,
     GuestSpec,
+    IoSpec,
     MemorySpec,
     NicSpec,
     VncSpec,
@@ -24,7 +27,6 @@ MEMORY_SIZE = GIB
 """Of a guest that says neither `memory.size` nor `memory.max`: enough for a server distribution to install."""
 NETWORK = "default"
 """libvirt's own NAT network, for a nic that says none."""
-Bus = Literal["virtio", "scsi", "sata", "ide"]
 POOL = "default"
 """The storage pool of a volume that says none."""
 _HINT = "nothing was done: correct this in the guest file"
@@ -55,9 +57,10 @@ def _filled(spec: GuestSpec, platform: Platform) -> GuestSpec:
         cpu=_cpu(spec.cpu, platform),
         memory=_memory(spec.memory),
         boot=boot,
+        io=IoSpec(spec.io.weight or 0),
         accelerator=platform.accelerator,
-        disks=fill_disks(spec.disks or (), boot.machine),
-        nics=tuple(map(fill_nic, spec.nics or ())),
+        disks=fill_disks(spec.disks or (), boot.machine, iothread=True),
+        nics=tuple(fill_nic(nic, boot.machine, spec.cpu.max or spec.cpu.count or 1) for nic in spec.nics or ()),
         console=_console(spec.console),
         vnc=_vnc(spec.vnc, platform),
         agent=spec.agent is not False,
@@ -146,20 +149,38 @@ def _order(spec: GuestSpec) -> tuple[str, ...]:
     return ("network",) if spec.nics else ("disk",)
 
 
-def fill_disks(disks: Iterable[DiskSpec], machine: str | None, taken: Collection[str] = ()) -> tuple[DiskSpec, ...]:
-    """The disks with their defaults and a target each: the first of its bus that is neither said nor `taken`."""
+def fill_disks(
+    disks: Iterable[DiskSpec], machine: str | None, taken: Collection[str] = (), iothread: bool = False
+) -> tuple[DiskSpec, ...]:
+    """The disks with their defaults and a target each: the first of its bus that is neither said nor `taken`.
+
+    `iothread` is whether one on virtio that does not say it is served by a thread of its own. Raises ValueError for
+    a mode that this machine has no bus for.
+    """
     given = tuple(disks)
     used = {*taken, *(disk.target for disk in given if disk.target)}
     filled = []
     for disk in given:
-        filled.append(_fill_disk(disk, machine, used))
+        filled.append(_fill_disk(disk, machine, used, iothread))
         used.add(filled[-1].target or "")
     return tuple(filled)
 
 
-def _fill_disk(disk: DiskSpec, machine: str | None, taken: Collection[str]) -> DiskSpec:
+def bus_of(disk: DiskSpec, machine: str | None) -> Bus:
+    """The bus of a new disk: what is said, or what comes of its mode, its target or its kind. Raises ValueError."""
     device = disk.device or "disk"
-    bus = disk.bus or _bus(disk.target, device, machine)
+    told = disk_bus(disk.mode, device, machine) if disk.mode else _bus(disk.target, device, machine)
+    return disk.bus or told
+
+
+def _fill_disk(disk: DiskSpec, machine: str | None, taken: Collection[str], iothread: bool) -> DiskSpec:
+    device = disk.device or "disk"
+    bus = bus_of(disk, machine)
+    ceilings = {name: getattr(disk, name) or None for name in (*throttle.DISK, throttle.SECONDS)}
+    if disk.burst_seconds == 1:
+        ceilings[throttle.SECONDS] = None
+    threaded = iothread if disk.iothread is None else disk.iothread
+    disk = replace(disk, mode=None, iothread=threaded if bus == "virtio" else None, **ceilings)
     return replace(
         disk,
         pool=(disk.pool or POOL) if disk.volume else disk.pool,
@@ -213,10 +234,21 @@ def _letters(number: int) -> str:
     return text
 
 
-def fill_nic(nic: NicSpec) -> NicSpec:
-    """The nic with its defaults; libvirt chooses the MAC address."""
+MOST_QUEUES = 8
+"""Queue pairs that a nic has by itself: more than eight vCPUs seldom wait for one nic, and each pair costs memory."""
+
+
+def fill_nic(nic: NicSpec, machine: str | None, vcpus: int) -> NicSpec:
+    """The nic of a guest of so many vCPUs, with its defaults; libvirt chooses the MAC address.
+
+    Raises ValueError for a mode that this machine has no model for.
+    """
     network = nic.network if nic.network or nic.bridge or nic.user else NETWORK
-    return replace(nic, network=network, user=nic.user or None, model=nic.model or "virtio")
+    model = nic.model or (nic_model(nic.mode, machine) if nic.mode else "virtio")
+    queues = (nic.queues or min(vcpus, MOST_QUEUES)) if model.startswith("virtio") and not nic.user else None
+    ceilings = {name: getattr(nic, name) or None for name in throttle.NIC}
+    nic = replace(nic, mode=None, queues=queues, **ceilings)
+    return replace(nic, network=network, user=nic.user or None, model=model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +277,7 @@ def drives(spec: GuestSpec) -> Drives:
 def seed_disk(path: str) -> DiskSpec:
     """The drive of a cloud-init seed. A virtio disk, since the kernels of cloud images have no driver for the
     controllers of CD-ROM drives."""
-    return DiskSpec(path=path, format="raw", bus="virtio", read_only=True)
+    return DiskSpec(path=path, format="raw", bus="virtio", read_only=True, iothread=False)
 
 
 def cdrom(path: str, machine: str | None, others: Iterable[DiskSpec]) -> DiskSpec:

@@ -12,10 +12,11 @@ from typing import Any
 
 from kvmctl.model import values
 from kvmctl.model.errors import UsageError
+from kvmctl.model.modes import MODES
 from kvmctl.model.names import check_name
 from kvmctl.model.rules import check
 from kvmctl.model.spec import ConsoleSpec, GuestSpec, VncSpec
-from kvmctl.model.units import format_size
+from kvmctl.model.units import format_bits, format_rate, format_size
 from kvmctl.model.wording import nearest, quoted
 
 
@@ -58,6 +59,26 @@ def _show_cores(value: object) -> object:
 
 def _show_size(value: object) -> object:
     return format_size(value) if isinstance(value, int) else value
+
+
+def _show_weight(value: object) -> object:
+    return "default" if value == 0 else value
+
+
+def _show_rate(value: object) -> object:
+    return format_rate(value) if isinstance(value, int) and value else _show_ceiling(value)
+
+
+def _show_ceiling(value: object) -> object:
+    return "unlimited" if value == 0 else value
+
+
+def _show_bits(value: object) -> object:
+    return format_bits(value) if isinstance(value, int) and value else _show_ceiling(value)
+
+
+def _show_burst(value: object) -> object:
+    return _show_size(value) if value else _show_ceiling(value)
 
 
 def _show_pages(value: object) -> object:
@@ -120,6 +141,7 @@ FIELDS: Mapping[str, Field] = _table(
     _field("memory.sharing", values.boolean, "whether KSM may merge its pages"),
     _field("memory.swap", values.boolean, "whether it may be paged out by kvmctl"),
     _field("memory.hugepages", values.hugepages, "true, false, 2MiB or 1GiB", _show_pages),
+    _field("io.weight", values.io_weight, "its part of disks that others want: 10 to 1000, or default", _show_weight),
     _field("boot.kernel", values.absolute, "path of a Linux kernel to start directly"),
     _field("boot.initrd", values.absolute, "path of that kernel's initial RAM disk"),
     _field("boot.cmdline", values.prose, "that kernel's command line"),
@@ -151,6 +173,18 @@ DISK: Mapping[str, Field] = _table(
     _field("target", values.target, "its name in the guest's definition, such as vda"),
     _field("cache", values.choice("none", "writeback", "writethrough", "directsync", "unsafe"), "QEMU's cache mode"),
     _field("read-only", values.boolean, "whether the guest may only read it"),
+    _field("mode", values.choice(*MODES), "emulated or paravirtual: the bus comes of it"),
+    _field("iothread", values.boolean, "whether a thread of its own serves it"),
+    *(
+        _field(f"{way}{what}{burst}", read, f"{'burst of ' if burst else ''}{words}, {of}", show)
+        for what, read, show, words in (
+            ("iops", values.iops, _show_ceiling, "operations per second"),
+            ("bandwidth", values.disk_rate, _show_rate, "bytes per second: 50MiB/s"),
+        )
+        for way, of in (("", "reading and writing together"), ("read-", "reading"), ("write-", "writing"))
+        for burst in ("", "-burst")
+    ),
+    _field("burst-seconds", values.whole("seconds", 1, 3600), "how long a burst may last"),
 )
 
 NIC: Mapping[str, Field] = _table(
@@ -159,6 +193,18 @@ NIC: Mapping[str, Field] = _table(
     _field("user", values.boolean, "QEMU's own network, which needs nothing of the host"),
     _field("model", values.nic_model, "virtio, e1000e, rtl8139"),
     _field("mac", values.mac, "its MAC address"),
+    _field("mode", values.choice(*MODES), "emulated or paravirtual: the model comes of it"),
+    _field("queues", values.whole("queues", 1, 256), "vCPUs that can use it at once"),
+    *(
+        _field(f"bandwidth.{way}{part}", read, f"{words} {what}", show)
+        for way, what in (("in", "that comes to the guest"), ("out", "that the guest sends"))
+        for part, read, show, words in (
+            ("", values.bit_rate, _show_bits, "traffic: 100Mbit"),
+            ("-peak", values.bit_rate, _show_bits, "most traffic at times: 200Mbit"),
+            ("-burst", values.burst_size, _show_burst, "amount at the peak's speed: 1MiB"),
+        )
+        if (way, part) != ("out", "-peak")  # the kernel has none
+    ),
 )
 
 CLOUD_INIT: Mapping[str, Field] = _table(
@@ -174,6 +220,14 @@ PROJECT = _field("project", values.project, "what the guests of a file have in c
 LABEL_KEY = _field("labels", values.label_key, "the key of a label")
 LABEL = _field("labels.KEY", values.line("the value of a label"), "text to find guests by")
 
+
+def attribute(key: str) -> str:
+    """The attribute of a spec that a key of one of these tables, without what it is in, stands for."""
+    return key.replace("-", "_").replace(".", "_")
+
+
+KEYS: Mapping[str, str] = {attribute(key): key for table in (DISK, NIC, CLOUD_INIT) for key in table}
+"""The inverse, for the entries of lists and the seed."""
 _GROUPS: Mapping[str, type[ConsoleSpec | VncSpec]] = {"console": ConsoleSpec, "vnc": VncSpec}
 """The sub-values that a spec may lack, with what stands in for them when one of their fields is said."""
 _LABELS = "labels."
@@ -185,11 +239,7 @@ def get(spec: GuestSpec, key: str) -> object:
         return dict(spec.labels or ()).get(key.removeprefix(_LABELS))
     group, _, name = key.rpartition(".")
     owner = getattr(spec, group) if group else spec
-    return None if owner is None else getattr(owner, _attribute(name))
-
-
-def _attribute(name: str) -> str:
-    return name.replace("-", "_")
+    return None if owner is None else getattr(owner, attribute(name))
 
 
 def put(spec: GuestSpec, key: str, value: object) -> GuestSpec:
@@ -200,7 +250,7 @@ def put(spec: GuestSpec, key: str, value: object) -> GuestSpec:
     owner = getattr(spec, group) if group else spec
     if owner is None and value is None:
         return spec
-    inner = _replaced(_GROUPS[group]() if owner is None else owner, _attribute(name), value)
+    inner = _replaced(_GROUPS[group]() if owner is None else owner, attribute(name), value)
     changed: GuestSpec = dataclasses.replace(spec, **{group: inner}) if group else inner
     return changed
 
@@ -233,7 +283,9 @@ def parse(key: str, text: str, context: Context) -> object:
 def _unknown(key: str) -> str:
     if key == "name":
         return "a guest cannot be renamed"
-    if key.partition(".")[0] in ("disks", "nics", "cloud-init"):
+    if key.partition(".")[0] in ("disks", "nics"):
+        return "this is not a single value: write disks.vda.iops, or the list in the guest's file"
+    if key.partition(".")[0] == "cloud-init":
         return "this is not a single value: write it in the guest's file and apply that"
     return f"there is no such field; {nearest(key, [*FIELDS, LABEL.key])}"
 

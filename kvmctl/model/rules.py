@@ -1,8 +1,9 @@
 """What has to hold between the fields of one guest. A field that is not said is never at fault."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.model.modes import disk_bus, disk_mode, nic_mode, nic_model
+from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
 from kvmctl.model.units import format_cores, format_size
 
 Fault = tuple[str, str]
@@ -60,7 +61,7 @@ def _disks(spec: GuestSpec) -> Iterator[Fault]:
     images: dict[tuple[str, str], int] = {}
     for index, disk in enumerate(spec.disks or ()):
         key = f"disks.{index}"
-        for part, message in (*_disk_source(disk), *_disk_bus(disk, spec.boot.machine)):
+        for part, message in (*_disk_source(disk), *_disk_bus(disk, spec.boot.machine), *_disk_ceilings(disk)):
             yield f"{key}.{part}" if part else key, message
         if disk.target is not None and targets.setdefault(disk.target, index) != index:
             yield f"{key}.target", f"the target {disk.target} is that of disk {targets[disk.target] + 1} already"
@@ -93,6 +94,39 @@ def _disk_bus(disk: DiskSpec, machine: str | None) -> Iterator[Fault]:
         yield "bus", "a cdrom cannot be on virtio: use sata or scsi"
     if disk.bus in ("ide", "sata") and disk.device != "cdrom" and disk.read_only:
         yield "read-only", f"QEMU has no read-only disk on {disk.bus}: use virtio or scsi"
+    if disk.mode is not None and disk.bus is not None and disk.mode != disk_mode(disk.bus):
+        yield "mode", f"a disk on {disk.bus} is {disk_mode(disk.bus)}, not {disk.mode}: say either the mode or the bus"
+    elif disk.mode is not None and (why := _impossible(disk_bus, disk.mode, disk.device or "disk", machine or "q35")):
+        yield "mode", why
+    if disk.iothread and ((disk.bus or "virtio") != "virtio" or disk.mode == "emulated" or disk.device == "cdrom"):
+        yield "iothread", "only a disk on virtio has a thread of its own"
+
+
+def _impossible(choose: Callable[..., object], *said: object) -> str:
+    """Why no hardware comes of a mode; empty where some does."""
+    try:
+        choose(*said)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _disk_ceilings(disk: DiskSpec) -> Iterator[Fault]:
+    bursts = []
+    for what in ("iops", "bandwidth"):
+        for way in ("read", "write"):
+            if getattr(disk, what) and getattr(disk, f"{way}_{what}"):
+                yield f"{way}-{what}", f"say either {what}, for reading and writing together, or one for each"
+        for name in (what, f"read_{what}", f"write_{what}"):
+            rate, burst = getattr(disk, name), getattr(disk, f"{name}_burst")
+            key = name.replace("_", "-")
+            if burst and not rate:
+                yield f"{key}-burst", f"it is for a while beyond {key}, which is not limited: say {key} as well"
+            elif burst and burst < rate:
+                yield f"{key}-burst", f"it is less than {key}, and a burst is more"
+            bursts += [burst] if burst else []
+    if disk.burst_seconds is not None and not bursts:
+        yield "burst-seconds", "it has a meaning only together with a burst"
 
 
 def _nics(spec: GuestSpec) -> Iterator[Fault]:
@@ -100,8 +134,34 @@ def _nics(spec: GuestSpec) -> Iterator[Fault]:
     for index, nic in enumerate(spec.nics or ()):
         if sum(map(bool, (nic.network, nic.bridge, nic.user))) != 1:
             yield f"nics.{index}", "a nic has exactly one of network, bridge and user"
+        for part, message in (*_nic_model(nic, spec.boot.machine), *_nic_ceilings(nic)):
+            yield f"nics.{index}.{part}", message
         if nic.mac is not None and addresses.setdefault(nic.mac, index) != index:
             yield f"nics.{index}.mac", f"the MAC address {nic.mac} is that of nic {addresses[nic.mac] + 1} already"
+
+
+def _nic_model(nic: NicSpec, machine: str | None) -> Iterator[Fault]:
+    if nic.mode is not None and nic.model is not None and nic.mode != nic_mode(nic.model):
+        yield "mode", f"a nic {nic.model} is {nic_mode(nic.model)}, not {nic.mode}: say either the mode or the model"
+    elif nic.mode is not None and (why := _impossible(nic_model, nic.mode, machine or "q35")):
+        yield "mode", why
+    if (nic.queues or 1) > 1:
+        if not (nic.model or "virtio").startswith("virtio") or nic.mode == "emulated":
+            yield "queues", "only a virtio nic has more queues than one"
+        if nic.user:
+            yield "queues", "QEMU's own network has one queue: use a network or a bridge"
+
+
+def _nic_ceilings(nic: NicSpec) -> Iterator[Fault]:
+    for way in ("in", "out"):
+        average, peak = getattr(nic, f"bandwidth_{way}"), getattr(nic, f"bandwidth_{way}_peak", None)
+        for part, value in (("peak", peak), ("burst", getattr(nic, f"bandwidth_{way}_burst"))):
+            if value and not average:
+                yield f"bandwidth.{way}-{part}", f"it goes beyond bandwidth.{way}, which is not limited: say that too"
+        if peak and average and peak < average:
+            yield f"bandwidth.{way}-peak", f"it is less than bandwidth.{way}, and a peak is more"
+        if nic.user and average:
+            yield f"bandwidth.{way}", "QEMU's own network has no limit: use a network or a bridge"
 
 
 def _cloud_init(spec: GuestSpec) -> Iterator[Fault]:

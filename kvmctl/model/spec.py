@@ -17,6 +17,8 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 ACCELERATORS: dict[str, Accelerator] = {"kvm": "kvm", "qemu": "tcg"}
 """libvirt's `<domain type=…>`, and kvmctl's word for that accelerator."""
 State = Literal["running", "paused", "stopped"]
+Mode = Literal["emulated", "paravirtual", "passthrough"]
+"""How a guest has a device: as real hardware that QEMU imitates, as one made for guests (virtio), or the host's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,14 @@ class MemorySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class IoSpec:
+    """The guest's part of disks that several guests want at once."""
+
+    weight: int | None = None
+    """Relative, 10 to 1000; 0 is the kernel's default, as of every process."""
+
+
+@dataclass(frozen=True, slots=True)
 class BootSpec:
     """Where the guest starts from. A kernel boots directly; otherwise an ISO, a disk or the network."""
 
@@ -70,9 +80,17 @@ class BootSpec:
     """`q35`, `pc`, or a versioned type such as `pc-q35-7.2`."""
 
 
+EJECTED = ""
+"""As the path of a CD-ROM drive: without a medium. Not said in a file, where a drive may be declared without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """One disk. Either `path` (an existing file or block device) or `volume` in `pool`."""
+    """One disk. Either `path` (an existing file or block device) or `volume` in `pool`.
+
+    `iops` and `bandwidth` are ceilings per second, of operations and of bytes, of reading and writing together or of
+    one of them; a burst is what may be had for `burst_seconds` instead. 0 is no ceiling.
+    """
 
     path: str | None = None
     volume: str | None = None
@@ -88,11 +106,32 @@ class DiskSpec:
     """The name in the domain, `vda` and so on. Chosen by bus and order where not said."""
     cache: Literal["none", "writeback", "writethrough", "directsync", "unsafe"] | None = None
     read_only: bool | None = None
+    mode: Mode | None = None
+    """Said instead of `bus`, which comes of it: nothing that has been looked at or filled holds one."""
+    iothread: bool | None = None
+    """Whether a thread of its own, beside QEMU's main loop, serves the disk."""
+    iops: int | None = None
+    iops_burst: int | None = None
+    read_iops: int | None = None
+    read_iops_burst: int | None = None
+    write_iops: int | None = None
+    write_iops_burst: int | None = None
+    bandwidth: int | None = None
+    bandwidth_burst: int | None = None
+    read_bandwidth: int | None = None
+    read_bandwidth_burst: int | None = None
+    write_bandwidth: int | None = None
+    write_bandwidth_burst: int | None = None
+    burst_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NicSpec:
-    """One network interface: on a libvirt `network`, on a host `bridge`, or `user` mode (no host network needed)."""
+    """One network interface: on a libvirt `network`, on a host `bridge`, or `user` mode (no host network needed).
+
+    A bandwidth is bytes per second, and what comes `in` to the guest apart from what goes `out`; a burst is bytes
+    that may go at the speed of the peak. 0 is no ceiling.
+    """
 
     network: str | None = None
     bridge: str | None = None
@@ -100,6 +139,15 @@ class NicSpec:
     model: str | None = None
     mac: str | None = None
     """Lower case, with colons. libvirt chooses one where not said."""
+    mode: Mode | None = None
+    """Said instead of `model`, as for a disk."""
+    queues: int | None = None
+    """Pairs of queues that as many vCPUs can use at once."""
+    bandwidth_in: int | None = None
+    bandwidth_in_peak: int | None = None
+    bandwidth_in_burst: int | None = None
+    bandwidth_out: int | None = None
+    bandwidth_out_burst: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +192,7 @@ class GuestSpec:
     cpu: CpuSpec = CpuSpec()
     memory: MemorySpec = MemorySpec()
     boot: BootSpec = BootSpec()
+    io: IoSpec = IoSpec()
     accelerator: Accelerator | None = None
     disks: tuple[DiskSpec, ...] | None = None
     nics: tuple[NicSpec, ...] | None = None

@@ -48,6 +48,38 @@ def format_size(size: int) -> str:
     return "0MiB" if size == 0 else f"{size // KIB}.{size % KIB * 10**10 // KIB:010}".rstrip("0") + "KiB"
 
 
+_BITS = {"Kbit": 125, "Mbit": 125_000, "Gbit": 125_000_000}
+_BIT_RATE = re.compile(r"([0-9]{1,12}) ?(Kbit|Mbit|Gbit)(?:/s)?", re.ASCII)
+
+
+def parse_bits(text: str) -> int:
+    """Read a speed of a network such as `100Mbit` and return bytes per second. Raises ValueError."""
+    match = _BIT_RATE.fullmatch(text)
+    if not match:
+        raise ValueError(f"{quoted(text)} is not a speed: write a whole number and Kbit, Mbit or Gbit, as in 100Mbit")
+    return int(match[1]) * _BITS[match[2]]
+
+
+def format_bits(rate: int) -> str:
+    """Write bytes per second, in whole kB, exactly: what `parse_bits` reads back."""
+    unit = next((name for name in ("Gbit", "Mbit") if rate % _BITS[name] == 0), "Kbit")
+    return f"{rate // _BITS[unit]}{unit}"
+
+
+def parse_rate(text: str) -> int:
+    """Read bytes per second, such as `50MiB/s`: a size, or whole bytes as in `1000001B/s`. Raises ValueError."""
+    plain = text.removesuffix("/s")
+    match = re.fullmatch(r"([0-9]{1,19}) ?B", plain, re.ASCII)
+    return int(match[1]) if match else parse_size(plain)
+
+
+def format_rate(rate: int) -> str:
+    """Write bytes per second exactly, in the largest unit that divides them: what `parse_rate` reads back."""
+    units = (TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (10**9, "GB"), (10**6, "MB"), (KIB, "KiB"), (1000, "KB"), (1, "B")
+    factor, unit = next(pair for pair in units if rate % pair[0] == 0)
+    return f"{rate // factor}{unit}/s"
+
+
 def human_size(size: int | None) -> str:
     """Write bytes for a table, in three or four figures: `1.5GiB`. None is `-`."""
     if size is None:

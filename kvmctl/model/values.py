@@ -159,6 +159,51 @@ def disk_size(text: str) -> int:
     return size
 
 
+MOST_IOPS = 1_000_000_000
+"""Operations per second; QEMU takes no more."""
+MOST_RATE = 1_000_000_000_000
+"""Bytes per second: 8 Tbit/s. QEMU takes 10^15, the kernel's traffic control what fits in 32 bits of kB."""
+_UNLIMITED = ("unlimited", "none", "0")
+
+
+def iops(text: str) -> int:
+    """Read operations per second; `unlimited` is 0."""
+    return 0 if text in _UNLIMITED else whole("operations per second", 1, MOST_IOPS)(text)
+
+
+def io_weight(text: str) -> int:
+    """Read a relative weight for disk I/O; `default` is 0, the kernel's own."""
+    return 0 if text == "default" else whole("parts", 10, 1000)(text)
+
+
+def disk_rate(text: str) -> int:
+    """Read bytes per second, written as a size with or without `/s`; `unlimited` is 0."""
+    return 0 if text in _UNLIMITED else _rate(units.parse_rate(text), text)
+
+
+def bit_rate(text: str) -> int:
+    """Read the speed of a nic in bytes per second, rounded up to whole kB as the kernel counts; `unlimited` is 0."""
+    return 0 if text in _UNLIMITED else _rate(-(-units.parse_bits(text) // 1000) * 1000, text)
+
+
+def _rate(rate: int, text: str) -> int:
+    if not rate:
+        raise ValueError(f"{quoted(text)} would stop all traffic: write unlimited for no ceiling")
+    if rate > MOST_RATE:
+        raise ValueError(f"{quoted(text)} is more than any device does: write unlimited for no ceiling")
+    return rate
+
+
+def burst_size(text: str) -> int:
+    """Read the amount of a nic's burst in bytes, rounded up to whole KiB; `unlimited` is 0, which is none."""
+    if text in _UNLIMITED:
+        return 0
+    size = -(-units.parse_size(text) // units.KIB) * units.KIB
+    if size >= 4 * units.GIB:
+        raise ValueError(f"{quoted(text)} is more than the kernel takes for a burst: write less than 4GiB")
+    return size
+
+
 def hugepages(text: str) -> int:
     """Read a page size in bytes; `true` is the processor's usual huge page, `false` is 0: ordinary pages."""
     if text in _BOOLEANS:

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
-from kvmctl.model import fields
+from kvmctl.model import fields, throttle
 from kvmctl.model.change import Change, How
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
 
 LIVE = frozenset({
     "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "cpu.emulator-pin", "memory.size",
-    "memory.reservation", "memory.shares", "memory.swap", "autostart", "rebalance", "description",
+    "memory.reservation", "memory.shares", "memory.swap", "io.weight", "autostart", "rebalance", "description",
 })  # fmt: skip
 """Fields that a running guest takes at once; the rest is stored for its next start."""
-FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin", "cpu.emulator-pin")
+FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin", "cpu.emulator-pin", "io.weight")
 """Live fields whose running value is compared as well: somebody may have changed it with virsh. The balloon
 is not among them, since moving it is the controller's business, and neither is the weight."""
 NOT_COMPARED = frozenset({"state"})
@@ -31,7 +31,7 @@ def diff(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None = None) 
         *_scalars(desired, current, live),
         *_project(desired, current),
         *_labels(desired, current),
-        *_devices(desired, current, running=live is not None),
+        *_devices(desired, current, live),
     ]
     return tuple(found)
 
@@ -68,7 +68,7 @@ def _same(key: str, wanted: object, now: object) -> bool:
         return now is not None
     if key == "rebalance":
         return (wanted is False) == (now is False)
-    if key in ("description", "boot.cmdline"):
+    if key in ("description", "boot.cmdline", "boot.iso"):
         return (wanted or None) == (now or None)
     if isinstance(wanted, float) and isinstance(now, float):
         # A quota holds whole microseconds of a 100 ms period, so 1e-5 cores is as near as it gets.
@@ -81,6 +81,8 @@ def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -
         return "refused", "the machine type of an existing guest fixes the addresses of its devices"
     if live is None:
         return "live", ""
+    if key == "boot.iso" and current.boot.iso and live.boot.iso:
+        return "live", ""  # another medium in its drive, or none
     kept = _kept_vcpus(wanted, live) if key == "cpu.count" else ""
     if key in LIVE and not kept:
         return "live", ""
@@ -122,13 +124,13 @@ def _labels(desired: GuestSpec, current: GuestSpec) -> Iterator[Change]:
             yield Change(desired.name, f"labels.{key}", now.get(key), wanted.get(key))
 
 
-def _devices(desired: GuestSpec, current: GuestSpec, running: bool) -> Iterator[Change]:
+def _devices(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> Iterator[Change]:
     if desired.disks is not None:
         disks = match_disks(desired.disks, current.disks or ())
-        yield from _list(desired.name, "disks", disks, current.disks or (), running)
+        yield from _list(desired.name, "disks", disks, current.disks or (), None if live is None else live.disks or ())
     if desired.nics is not None:
         nics = match_nics(desired.nics, current.nics or ())
-        yield from _list(desired.name, "nics", nics, current.nics or (), running)
+        yield from _list(desired.name, "nics", nics, current.nics or (), None if live is None else live.nics or ())
 
 
 Device = DiskSpec | NicSpec
@@ -161,20 +163,68 @@ def match_nics(wanted: Sequence[NicSpec], now: Sequence[NicSpec]) -> list[tuple[
 
 
 def _list(
-    guest: str, kind: str, pairs: Sequence[tuple[Device, Device | None]], now: Sequence[Device], running: bool
+    guest: str,
+    kind: str,
+    pairs: Sequence[tuple[Device, Device | None]],
+    now: Sequence[Device],
+    running: Sequence[Device] | None,
 ) -> Iterator[Change]:
-    how: How = "restart" if running else "live"
-    reason = _NEXT_START if running else ""
+    """`running` are the devices that the guest runs with; None where it is off."""
+    how: How = "live" if running is None else "restart"
+    reason = "" if running is None else _NEXT_START
     kept = [match for _, match in pairs if match is not None]
     for index, (wanted, match) in enumerate(pairs):
         if match is None:
-            yield Change(guest, f"{kind}.{label(wanted, index)}", None, describe(wanted), "add", how, reason)
+            plugged = running is None or is_pluggable(wanted)
+            yield Change(
+                guest,
+                f"{kind}.{label(wanted, index)}",
+                None,
+                describe(wanted),
+                "add",
+                "live" if plugged else how,
+                "" if plugged else reason,
+            )
             continue
-        for name, old, new in _differences(wanted, match):
-            yield Change(guest, f"{kind}.{label(match, index)}.{name}", old, new, "set", how, reason)
+        name = label(match, index)
+        with_it = next((device for device in running or () if label(device, -1) == name), None)
+        yield from _of_device(guest, f"{kind}.{name}", wanted, match, with_it, how)
     for index, device in enumerate(now):
         if device not in kept:
             yield Change(guest, f"{kind}.{label(device, index)}", describe(device), None, "remove", how, reason)
+
+
+def is_pluggable(device: Device) -> bool:
+    """Whether a running guest can be given the device, or let go of it: no machine has such SATA or IDE."""
+    return not isinstance(device, DiskSpec) or (device.bus in ("virtio", "scsi") and device.device != "cdrom")
+
+
+def _of_device(
+    guest: str, prefix: str, wanted: Device, now: Device, running: Device | None, how: How
+) -> Iterator[Change]:
+    """What differs of one device. Ceilings, and a CD-ROM drive's medium, a running guest takes at once; its ceilings
+    are compared as well, since somebody may have changed them with virsh."""
+    if isinstance(wanted, DiskSpec) and isinstance(now, DiskSpec):
+        wanted = throttle.completed(wanted, now)
+    differences = {
+        name: (old, new, "restart" if how == "restart" else "live") for name, old, new in _differences(wanted, now)
+    }
+    if running is not None:
+        found = {name: (old, new) for name, old, new in _differences(wanted, running)}
+        for name in throttle.FIELDS & (found.keys() | differences.keys()):
+            old, new = found.get(name) or differences[name][:2]
+            differences[name] = (old, new, "live")
+        if "path" in differences and _is_cdrom(now) and _is_cdrom(running):
+            differences["path"] = (*differences["path"][:2], "live")
+    if "path" in differences and isinstance(now, DiskSpec) and _is_cdrom(now) and not now.path:
+        differences.pop("format", None)  # an empty drive has none: it comes with the medium
+    for name in [field.name for field in dataclass_fields(wanted) if field.name in differences]:
+        old, new, way = differences[name]
+        reason = _NEXT_START if way == "restart" else ""
+        key = fields.KEYS[name]
+        show = (fields.DISK if isinstance(wanted, DiskSpec) else fields.NIC)[key].show
+        shown = None if old is None else show(old)
+        yield Change(guest, f"{prefix}.{key}", shown, show(new), "set", "live" if way == "live" else "restart", reason)
 
 
 _OF_VOLUMES = frozenset({"volume", "pool", "size", "base"})
@@ -182,12 +232,16 @@ _OF_VOLUMES = frozenset({"volume", "pool", "size", "base"})
 
 
 def _differences(wanted: Device, now: Device) -> Iterator[tuple[str, object, object]]:
-    passed_over = _OF_VOLUMES | ({"path"} if _is_volume(wanted, now) else set())
+    passed_over = _OF_VOLUMES | {"mode"} | ({"path"} if _is_volume(wanted, now) else set())
     for field in dataclass_fields(wanted):
         new, old = getattr(wanted, field.name), getattr(now, field.name)
         if new is None or field.name in passed_over or new == old or (new is False and (old is None or _is_cdrom(now))):
             continue
-        yield field.name.replace("_", "-"), old, new
+        if not new and not old:  # no ceiling, no medium
+            continue
+        if field.name in (throttle.SECONDS, "queues") and new == (old or 1):
+            continue
+        yield field.name, old, new
 
 
 def _is_cdrom(device: Device) -> bool:
@@ -210,7 +264,7 @@ def label(device: Device, index: int) -> str:
 def describe(device: Device) -> str:
     """A device in a few words, for a report."""
     if isinstance(device, DiskSpec):
-        return device.path or f"{device.pool or 'default'}/{device.volume}"
+        return device.path or (f"{device.pool or 'default'}/{device.volume}" if device.volume else "an empty drive")
     return f"network {device.network}" if device.network else f"bridge {device.bridge}" if device.bridge else "user"
 
 
@@ -233,7 +287,7 @@ def overlay(base: GuestSpec, over: GuestSpec) -> GuestSpec:
         below, above = getattr(base, field.name), getattr(over, field.name)
         if above is None:
             continue
-        if field.name in ("cpu", "memory", "boot"):
+        if field.name in ("cpu", "memory", "io", "boot"):
             above = replace(
                 below, **{f.name: v for f in dataclass_fields(above) if (v := getattr(above, f.name)) is not None}
             )

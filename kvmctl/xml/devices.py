@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 from xml.etree.ElementTree import Element
 
-from kvmctl.model.fields import DISK, NIC, Context, Field
+from kvmctl.model import throttle
+from kvmctl.model.fields import DISK, KEYS, NIC, Context, Field
 from kvmctl.model.spec import ConsoleSpec, DiskSpec, NicSpec, VncSpec
 from kvmctl.xml import tree
 
@@ -33,16 +34,19 @@ def disk(element: Element) -> DiskSpec | str:
     if empty and device == "disk":
         return "without a source"
     name = target.get("dev", "")
+    bus = target.get("bus") or _BUS_OF.get(name[:2])
     spec = {
         "path": path,
         "volume": source.get("volume"),
         "pool": source.get("pool"),
         "format": None if empty else driver.get("type", "raw"),
-        "bus": target.get("bus") or _BUS_OF.get(name[:2]),
+        "bus": bus,
         "device": device,
         "target": name,
         "cache": driver.get("cache") if driver.get("cache") in CACHES else None,
         "read_only": device == "cdrom" or element.find("readonly") is not None,
+        "iothread": bool(driver.get("iothread")) if bus == "virtio" else None,
+        **throttle.disk_ceilings(_iotune(element)),
     }
     return _unsayable(spec, DISK) or DiskSpec(**cast("dict[str, Any]", spec))
 
@@ -53,16 +57,29 @@ def nic(element: Element) -> NicSpec | str:
     source = _attributes(element, "source")
     if kind not in ("network", "bridge", "user"):
         return " ".join(filter(None, (kind, source.get("dev") or source.get("mode") or source.get("path"))))
+    model = _attributes(element, "model").get("type")
+    queued = kind != "user" and (model or "").startswith("virtio")
     spec = {
         "network": source.get("network") if kind == "network" else None,
         "bridge": source.get("bridge") if kind == "bridge" else None,
         "user": True if kind == "user" else None,
-        "model": _attributes(element, "model").get("type"),
+        "model": model,
         "mac": _attributes(element, "mac").get("address", "").lower() or None,
+        "queues": (tree.number(_attributes(element, "driver").get("queues")) or 1) if queued else None,
+        **throttle.nic_ceilings(_bandwidth(element)),
     }
     if not (spec["network"] or spec["bridge"] or spec["user"]):
         return f"{kind} without a source"
     return _unsayable(spec, NIC) or NicSpec(**cast("dict[str, Any]", spec))
+
+
+def _iotune(element: Element) -> dict[str, int]:
+    return {tree.name(part): tree.number(part.text) or 0 for part in element.iterfind("iotune/*")}
+
+
+def _bandwidth(element: Element) -> dict[str, int]:
+    ways = element.iterfind("bandwidth/*")
+    return {f"{tree.name(way)}.{key}": tree.number(value) or 0 for way in ways for key, value in way.items()}
 
 
 def _attributes(element: Element, name: str) -> Mapping[str, str]:
@@ -73,11 +90,12 @@ def _attributes(element: Element, name: str) -> Mapping[str, str]:
 def _unsayable(spec: Mapping[str, object], table: Mapping[str, Field]) -> str:
     """The first value that a guest file would not take; empty where it takes all of them."""
     for name, value in spec.items():
-        if isinstance(value, str):
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            field = table[KEYS[name]]
             try:
-                table[name.replace("_", "-")].parse(value, Context())
+                field.parse(str(field.show(value)), Context())
             except ValueError:
-                return f"{name} {value}"
+                return f"{KEYS[name]} {value}"
     return ""
 
 

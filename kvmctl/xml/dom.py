@@ -26,8 +26,15 @@ _DEVICES = (
     "video", "hostdev", "memballoon", "rng",
 )  # fmt: skip
 _OS = ("type", "firmware", "loader", "nvram", "kernel", "initrd", "cmdline", "boot")
-_DISK = ("driver", "source", "target", "readonly")
-_ORDERS: dict[str, tuple[str, ...]] = {"domain": _TOP, "devices": _DEVICES, "os": _OS, "disk": _DISK}
+_DISK = ("driver", "source", "backingStore", "target", "iotune", "readonly")
+_NIC = ("mac", "source", "bandwidth", "target", "model", "driver")
+_ORDERS: dict[str, tuple[str, ...]] = {
+    "domain": _TOP,
+    "devices": _DEVICES,
+    "os": _OS,
+    "disk": _DISK,
+    "interface": _NIC,
+}
 """The order in which libvirt writes what this module adds; it reads any."""
 _STEP = "  "
 

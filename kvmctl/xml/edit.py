@@ -87,6 +87,13 @@ def _description(root: _Element, desired: GuestSpec, now: GuestSpec, _platform: 
         dom.say(root, "description", desired.description)
 
 
+def _io(root: _Element, desired: GuestSpec, now: GuestSpec, _platform: Platform) -> None:
+    weight = desired.io.weight
+    if weight is not None and weight != now.io.weight:
+        dom.say(dom.child(root, "blkiotune"), "weight", str(weight) if weight else None)
+        dom.prune(root, "blkiotune")
+
+
 def _accelerator(root: _Element, desired: GuestSpec, now: GuestSpec, platform: Platform) -> None:
     if desired.accelerator in (None, "auto", now.accelerator):
         return
@@ -153,6 +160,7 @@ def _machine(root: _Element, desired: GuestSpec, now: GuestSpec, platform: Platf
 
 _STEPS: tuple[Callable[[_Element, GuestSpec, GuestSpec, Platform], None], ...] = (
     _description,
+    _io,
     _accelerator,
     _cpu_model,
     _kernel,

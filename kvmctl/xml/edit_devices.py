@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from lxml import etree
 from lxml.etree import _Element
 
+from kvmctl.model import throttle
 from kvmctl.model.defaults import fill_nic
 from kvmctl.model.spec import ConsoleSpec, GuestSpec, NicSpec, VncSpec
 from kvmctl.xml import devices, dom, edit_disks
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.parse import BOOT_DEVICES, boot_order
+from kvmctl.xml.render import bandwidth
 
 _BOOT_NAMES = {kind: name for name, kind in BOOT_DEVICES.items()}
 
@@ -23,7 +26,7 @@ def edit(root: _Element, desired: GuestSpec, now: GuestSpec, said: Metadata) -> 
     """
     said = edit_disks.edit(root, desired, now, said)
     if desired.nics is not None:
-        _nics(root, desired.nics)
+        _nics(root, desired.nics, now)
     if desired.console is not None and desired.console != now.console:
         _console(root, desired.console)
     if desired.vnc is not None and desired.vnc != now.vnc:
@@ -69,7 +72,7 @@ def _switch(root: _Element, tag: str, template: str, wanted: bool) -> None:
             dom.remove(node)
 
 
-def _nics(root: _Element, wanted: tuple[NicSpec, ...]) -> None:
+def _nics(root: _Element, wanted: tuple[NicSpec, ...], guest: GuestSpec) -> None:
     present = [
         (node, nic)
         for node in root.findall("devices/interface")
@@ -88,7 +91,8 @@ def _nics(root: _Element, wanted: tuple[NicSpec, ...]) -> None:
     for node, _ in others:
         dom.remove(node)
     for nic in added:
-        dom.add_device(root, "nic", nic=fill_nic(nic))
+        filled = fill_nic(nic, guest.boot.machine, guest.cpu.max or 1)
+        dom.add_device(root, "nic", nic=filled, ceilings=bandwidth(filled))
 
 
 def _change_nic(node: _Element, now: NicSpec, wanted: NicSpec) -> None:
@@ -102,6 +106,25 @@ def _change_nic(node: _Element, now: NicSpec, wanted: NicSpec) -> None:
             dom.insert(node, etree.Element("source", {kind: wanted.network or wanted.bridge or ""}))
     if wanted.model is not None and wanted.model != now.model:
         dom.child(node, "model").set("type", wanted.model)
+        if not wanted.model.startswith("virtio") and (driver := node.find("driver")) is not None:
+            dom.mark(driver, "queues", None)
+            dom.prune(node, "driver")
+    if wanted.queues is not None and wanted.queues != (now.queues or 1):
+        dom.mark(dom.child(node, "driver"), "queues", str(wanted.queues) if wanted.queues > 1 else None)
+        dom.prune(node, "driver")
+    _set_ceilings(node, now, wanted)
+
+
+def _set_ceilings(node: _Element, now: NicSpec, wanted: NicSpec) -> None:
+    """The `<bandwidth>` with what is said of it; a floor that somebody set stays."""
+    due = replace(now, **{name: value for name in throttle.NIC if (value := getattr(wanted, name)) is not None})
+    old, new = throttle.nic_parameters(now), throttle.nic_parameters(due)
+    for name, value in new.items():
+        if value != old[name]:
+            way, _, attribute = name.partition(".")
+            dom.mark(dom.child(dom.child(node, "bandwidth"), way), attribute, str(value) if value else None)
+            dom.prune(node, f"bandwidth/{way}")
+            dom.prune(node, "bandwidth")
 
 
 def _console(root: _Element, wanted: ConsoleSpec) -> None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from lxml.etree import _Element
 
+from kvmctl.model import throttle
 from kvmctl.model.defaults import POOL, TARGET_PREFIXES, fill_disks, free_target, seed_disk
 from kvmctl.model.errors import UsageError
-from kvmctl.model.spec import CloudInitSpec, DiskSpec, GuestSpec
+from kvmctl.model.spec import EJECTED, CloudInitSpec, DiskSpec, GuestSpec
 from kvmctl.xml import devices, dom
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.parse import is_iso_drive, is_seed_drive
+from kvmctl.xml.render import iotune
 
 _Present = list[tuple[_Element, DiskSpec]]
 
@@ -72,6 +74,10 @@ def _add_drive(root: _Element, wanted: DiskSpec, desired: GuestSpec) -> str | No
     return _add(root, fill_disks((wanted,), name, _targets(root) | spoken_for)[0])
 
 
+def _has_iothread(root: _Element) -> bool:
+    return root.find("iothreads") is not None
+
+
 def _seed(root: _Element, wanted: CloudInitSpec, desired: GuestSpec, said: Metadata) -> Metadata:
     before = said.cloud_init or CloudInitSpec()
     wanted = replace(wanted, seed=wanted.seed or before.seed, digest=wanted.digest or before.digest)
@@ -106,7 +112,7 @@ def _disks(root: _Element, wanted: tuple[DiskSpec, ...], now: GuestSpec, said: M
                 f"guest {now.name}: a disk cannot be {disk.target}, which is a drive that its file does not list",
                 "leave out `target`, or choose another",
             )
-    for disk in fill_disks(added, now.boot.machine, taken):
+    for disk in fill_disks(added, now.boot.machine, taken, _has_iothread(root)):
         _add(root, disk)
 
 
@@ -138,6 +144,10 @@ def _change(root: _Element, node: _Element, now: DiskSpec, wanted: DiskSpec) -> 
     for attribute, (new, old) in driver.items():
         if new is not None and new != old:
             dom.child(node, "driver").set(attribute, new)
+    if wanted.iothread is not None and wanted.iothread != bool(now.iothread):
+        dom.mark(dom.child(node, "driver"), "iothread", "1" if wanted.iothread else None)
+        _ensure_iothread(root, wanted)
+    _set_ceilings(node, now, wanted)
     if wanted.read_only is not None and wanted.read_only != now.read_only:
         dom.drop(node, "readonly")
         if wanted.read_only:
@@ -146,10 +156,27 @@ def _change(root: _Element, node: _Element, now: DiskSpec, wanted: DiskSpec) -> 
         _move(root, node, now, wanted.bus)
 
 
+def _set_ceilings(node: _Element, now: DiskSpec, wanted: DiskSpec) -> None:
+    """The `<iotune>` with what is said of it; what a guest file cannot say of it stays."""
+    wanted = throttle.completed(wanted, now)
+    names = (*throttle.DISK, throttle.SECONDS)
+    due = replace(now, **{name: value for name in names if (value := getattr(wanted, name)) is not None})
+    old, new = throttle.disk_parameters(now), throttle.disk_parameters(due)
+    if old == new:
+        return
+    parent = dom.child(node, "iotune")
+    for name, value in new.items():
+        if value != old[name]:
+            dom.say(parent, name, str(value) if value else None)
+    dom.prune(node, "iotune")
+
+
 def _change_image(node: _Element, now: DiskSpec, wanted: DiskSpec) -> None:
     if wanted.path:
         if wanted.path != now.path:
             _set_path(node, wanted.path)
+    elif wanted.path == EJECTED:
+        dom.drop(node, "source", "backingStore")
     elif wanted.volume:
         node.set("type", "volume")
         _set_source(node, {"pool": wanted.pool or POOL, "volume": wanted.volume})
@@ -176,13 +203,21 @@ def _move(root: _Element, node: _Element, now: DiskSpec, bus: str) -> None:
     if not (now.target or "").startswith(TARGET_PREFIXES[bus]):
         target.set("dev", free_target(bus, _targets(root)))
     dom.drop(node, "address")
+    if bus != "virtio" and (driver := node.find("driver")) is not None:
+        dom.mark(driver, "iothread", None)
     _ensure_scsi(root, bus)
 
 
 def _add(root: _Element, disk: DiskSpec) -> str | None:
-    dom.add_device(root, "disk", disk=disk)
+    dom.add_device(root, "disk", disk=disk, ceilings=iotune(disk))
     _ensure_scsi(root, disk.bus)
+    _ensure_iothread(root, disk)
     return disk.target
+
+
+def _ensure_iothread(root: _Element, disk: DiskSpec) -> None:
+    if disk.iothread and not _has_iothread(root):
+        dom.say(root, "iothreads", "1")
 
 
 def _ensure_scsi(root: _Element, bus: str | None) -> None:

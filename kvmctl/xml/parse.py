@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from xml.etree.ElementTree import Element
 
-from kvmctl.model.spec import ACCELERATORS, BootSpec, DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.spec import ACCELERATORS, BootSpec, DiskSpec, GuestSpec, IoSpec, NicSpec
 from kvmctl.xml import devices, metadata, resources, tree
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.unexpressed import unexpressed
@@ -48,6 +48,7 @@ def spec_of(root: Element, said: Metadata) -> GuestSpec:
         cpu=resources.cpu(root, said),
         memory=resources.memory(root, said),
         boot=_boot(root, iso),
+        io=IoSpec(tree.number(root.findtext("blkiotune/weight")) or 0),
         accelerator=ACCELERATORS.get(root.get("type", "")),
         disks=disks,
         nics=tuple(

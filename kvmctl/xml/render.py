@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from kvmctl.model import throttle
 from kvmctl.model.defaults import drives
 from kvmctl.model.platform import CPU_MODES, Platform, machine_family
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, cpu_shares
@@ -59,7 +60,9 @@ def render(spec: GuestSpec, platform: Platform) -> str:
         "domain.xml.j2",
         spec=spec,
         platform=platform,
-        disks=found.all,
+        disks=[(disk, iotune(disk)) for disk in found.all],
+        nics=[(nic, bandwidth(nic)) for nic in spec.nics or ()],
+        iothreads=any(disk.iothread for disk in found.all),
         scsi=any(disk.bus == "scsi" for disk in found.all),
         root_ports=_root_ports(spec, found.all) if machine_family(spec.boot.machine) == "q35" else 0,
         # Our own serializer has escaped it already.
@@ -83,6 +86,21 @@ def _root_ports(spec: GuestSpec, disks: tuple[DiskSpec, ...]) -> int:
 def _is_conventional(nic: NicSpec) -> bool:
     """Whether the card is a PCI device of before PCI Express."""
     return not (nic.model or "virtio").startswith(("virtio", "e1000e", "igb", "vmxnet3"))
+
+
+def iotune(disk: DiskSpec) -> dict[str, int]:
+    """What a disk's `<iotune>` says, in libvirt's order of names; nothing where it has no ceilings."""
+    return {name: value for name, value in throttle.disk_parameters(disk).items() if value}
+
+
+def bandwidth(nic: NicSpec) -> dict[str, dict[str, int]]:
+    """What a nic's `<bandwidth>` says, by direction; nothing where it has no ceilings."""
+    found: dict[str, dict[str, int]] = {}
+    for name, value in throttle.nic_parameters(nic).items():
+        if value:
+            way, _, attribute = name.partition(".")
+            found.setdefault(way, {})[attribute] = value
+    return found
 
 
 def render_volume(volume: Volume) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from xml.etree.ElementTree import Element
 
+from kvmctl.model import throttle
 from kvmctl.xml import devices
 
 Known = frozenset[str]
@@ -22,9 +23,15 @@ def _known(*paths: str) -> Known:
 
 
 _SAID = frozenset({"name", "uuid", "description", "metadata", "memory", "currentMemory", "vcpus"})
-_USUAL = {"on_poweroff": ("destroy",), "on_reboot": ("restart",), "on_crash": ("destroy", "restart")}
+_USUAL = {
+    "iothreads": ("1",),
+    "on_poweroff": ("destroy",),
+    "on_reboot": ("restart",),
+    "on_crash": ("destroy", "restart"),
+}
 _SECTIONS: dict[str, Known] = {
     "vcpu": _known("@placement=static", "@cpuset", "@current"),
+    "blkiotune": _known("weight"),
     "cputune": _known("shares", "global_period", "global_quota", "emulatorpin", "emulatorpin@cpuset"),
     "memoryBacking": _known(
         "nosharepages", "hugepages", "hugepages/page", "hugepages/page@size", "hugepages/page@unit"
@@ -42,13 +49,16 @@ _SECTIONS: dict[str, Known] = {
 _CHOSEN_BY_LIBVIRT = frozenset({"loader*", "nvram*", "firmware*"})
 """What comes of `<os firmware=…>`."""
 _DISK = _known(
-    "@type", "@device", "driver", "driver@name", "driver@type", "driver@cache", "driver@discard=unmap", "source",
+    "@type", "@device", "driver", "driver@name", "driver@type", "driver@cache", "driver@discard=unmap",
+    "driver@iothread=1", "source",
     "source@file", "source@dev", "source@pool", "source@volume", "source@index", "target", "target@dev", "target@bus",
-    "readonly", "backingStore*",
+    "readonly", "backingStore*", "iotune",
+    *(f"iotune/{name}{length}" for name in throttle.DISK.values() for length in ("", throttle.LENGTH)),
 )  # fmt: skip
 _NIC = _known(
     "@type", "mac", "mac@address", "source", "source@network", "source@bridge", "source@portid", "model", "model@type",
-    "target", "target@dev",
+    "target", "target@dev", "driver", "driver@queues", "bandwidth",
+    *(path for way, name, _ in throttle.NIC.values() for path in (f"bandwidth/{way}", f"bandwidth/{way}@{name}")),
 )  # fmt: skip
 _CONSOLE = _known("@type", "@tty", "source*", "target*", "log", "log@file", "log@append=on", "protocol*")
 _CHANNEL = _known("@type=unix", "source*", "target", "target@type", "target@name", "target@state")
@@ -173,7 +183,11 @@ def _of(device: Element, child: str, attribute: str) -> str:
 def _disk(device: Element) -> list[str]:
     spec = devices.disk(device)
     what = f"disk {_of(device, 'target', 'dev')}".rstrip()
-    return [f"{what}: {spec}"] if isinstance(spec, str) else _line(what, _strangers(device, _DISK))
+    if isinstance(spec, str):
+        return [f"{what}: {spec}"]
+    lengths = {part.text for part in device.iterfind("iotune/*") if part.tag.endswith(throttle.LENGTH)}
+    differing = ["iotune bursts of different lengths"] if len(lengths) > 1 else []
+    return _line(what, (*_strangers(device, _DISK), *differing))
 
 
 def _nic(device: Element) -> list[str]:

@@ -79,6 +79,46 @@ SPECS: dict[str, GuestSpec] = {
             ),
         ),
         GuestSpec(
+            "modes",
+            cpu=CpuSpec(count=2, max=4),
+            disks=(
+                DiskSpec(path=f"{IMAGES}/a.qcow2", mode="emulated"),
+                DiskSpec(path=f"{IMAGES}/b.qcow2", mode="paravirtual"),
+                DiskSpec(path=f"{IMAGES}/c.qcow2", mode="paravirtual", iothread=False),
+                DiskSpec(path=f"{IMAGES}/d.iso", device="cdrom", mode="paravirtual"),
+            ),
+            nics=(
+                NicSpec(network="default", mode="emulated"),
+                NicSpec(network="default", mode="paravirtual"),
+                NicSpec(network="default", queues=2),
+            ),
+        ),
+        GuestSpec(
+            "old-modes",
+            boot=BootSpec(machine="pc"),
+            disks=(DiskSpec(path=f"{IMAGES}/a.qcow2", mode="emulated"),),
+            nics=(NicSpec(user=True, mode="emulated"),),
+        ),
+        GuestSpec(
+            "ceilings",
+            disks=(
+                DiskSpec(path=f"{IMAGES}/a.qcow2", iops=500, iops_burst=1000, burst_seconds=10, bandwidth=50 * MIB),
+                DiskSpec(path=f"{IMAGES}/b.qcow2", read_iops=300, write_bandwidth=1_000_001, burst_seconds=1),
+                DiskSpec(path=f"{IMAGES}/c.qcow2", bus="sata", iops=0),
+            ),
+            nics=(
+                NicSpec(
+                    network="default",
+                    bandwidth_in=12_500_000,
+                    bandwidth_in_peak=25_000_000,
+                    bandwidth_in_burst=MIB,
+                    bandwidth_out=1_000_000,
+                    bandwidth_out_burst=64 * 1024,
+                ),
+                NicSpec(network="default", bandwidth_out=125_000),
+            ),
+        ),
+        GuestSpec(
             "old-pc",
             cpu=CpuSpec(model="qemu64", shares="low"),
             boot=BootSpec(machine="pc", iso=f"{IMAGES}/tools.iso", order=("disk", "cdrom", "network")),

@@ -144,8 +144,8 @@ def test_values(key: str, text: str, value: object, shown: object) -> None:
         ("shares", "1", "did you mean cpu.shares"),
         ("zzz", "1", "known are description, accelerator"),
         ("name", "x", "cannot be renamed"),
-        ("disks", "x", "write it in the guest's file"),
-        ("nics.0.mac", "x", "write it in the guest's file"),
+        ("disks", "x", "write disks.vda.iops"),
+        ("nics.0.mac", "x", "the list in the guest's file"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_reason(key: str, text: str, said: str) -> None:

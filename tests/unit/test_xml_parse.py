@@ -36,12 +36,14 @@ def test_a_guest_with_everything() -> None:
     assert (spec.boot.firmware, spec.boot.machine, spec.boot.order) == ("uefi", "pc-q35-5.2", ("network", "disk"))
     virtio = DiskSpec(bus="virtio", device="disk", read_only=False)
     assert spec.disks == (
-        replace(virtio, path="/srv/images/root.qcow2", format="qcow2", target="vda", cache="none"),
-        replace(virtio, volume="data.raw", pool="default", format="raw", target="vdb"),
+        replace(
+            virtio, path="/srv/images/root.qcow2", format="qcow2", target="vda", cache="none", iothread=True, iops=500
+        ),
+        replace(virtio, volume="data.raw", pool="default", format="raw", target="vdb", iothread=False),
         DiskSpec(bus="sata", device="cdrom", target="sda", read_only=True),
     )
     assert spec.nics == (
-        NicSpec(bridge="br0", model="virtio", mac="52:54:00:00:00:02"),
+        NicSpec(bridge="br0", model="virtio", mac="52:54:00:00:00:02", queues=2, bandwidth_in=1_000_000),
         NicSpec(network="default", model="e1000", mac="52:54:00:00:00:04"),
     )
     assert spec.vnc == VncSpec(listen="0.0.0.0", port=5907)
@@ -79,7 +81,6 @@ def test_what_it_cannot_say_is_named() -> None:
         "quota 50000",
         "topology sockets=2",
         "hyperv",
-        "iotune",
         "boot order=2",
     ):
         assert word in text
