@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmctl.bootstrap.microguest import MicroGuest
     from kvmctl.hypervisor.connection import Hypervisor
 
-TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted")
+TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "nested")
 NEEDS_HYPERVISOR = {"golden", "paused", "booted"}
 
 

@@ -65,19 +65,19 @@ def _recipe() -> str:
 
 
 def _build(cache: Path, current: Path) -> None:
-    store = _folder(_folder(cache) / "packages")
+    store = open_folder(open_folder(cache) / "packages")
     kernel, busybox = _cached(store) or _fetch(store)
-    place = _folder(_folder(cache / "micro") / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
+    place = open_folder(open_folder(cache / "micro") / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
     with step("Building the micro guest"), tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
         root = Path(scratch)
         for package in (kernel, busybox):
             run(["dpkg-deb", "--extract", str(package), scratch])
         write_atomic(place / "vmlinuz", next((root / "boot").glob("vmlinuz-*")).read_bytes(), 0o644)
-        write_atomic(place / "initrd.gz", cpio.archive(_contents(root)), 0o644)
-    _point(current, place)
+        write_atomic(place / "initrd.gz", initramfs(root), 0o644)
+    point(current, place)
 
 
-def _folder(path: Path) -> Path:
+def open_folder(path: Path) -> Path:
     """A folder that QEMU's user, which is not root under libvirt, can enter whatever the umask is."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _version(package: Path) -> str:
     return re.sub(r"%3a", ":", package.name).split("_")[1].replace(":", ".")
 
 
-def _point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to `target`, in one step whatever it was."""
     temporary = link.with_name(f".{link.name}.new")
     temporary.unlink(missing_ok=True)
@@ -124,9 +124,13 @@ def _point(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _contents(root: Path) -> Iterator[cpio.Entry]:
-    modules = {file.stem.replace("-", "_"): file for file in root.rglob("*.ko")}
-    order = load_order(_DRIVERS, {name: _depends(file.read_bytes()) for name, file in modules.items()})
+def initramfs(root: Path, more: tuple[str, ...] = ()) -> bytes:
+    """The micro guest's user space with the busybox and the modules below `root`: those of its own devices, and
+    `more`."""
+    return cpio.archive(_contents(root, _DRIVERS + more))
+
+
+def _contents(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
     for path in ("bin", "dev", "etc", "modules", "proc", "sys"):
         yield cpio.folder(path)
     # The kernel opens it before there is any file system but this one.
@@ -134,6 +138,13 @@ def _contents(root: Path) -> Iterator[cpio.Entry]:
     yield cpio.program("bin/busybox", (root / "bin/busybox").read_bytes())
     for script in sorted(_SOURCES.iterdir()):
         yield cpio.program(script.name, script.read_bytes())
+    yield from module_files(root, drivers)
+
+
+def module_files(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
+    """The modules of the kernel below `root` for these drivers, and `modules/order`, in which to load them."""
+    modules = {file.stem.replace("-", "_"): file for file in (root / "lib/modules").rglob("*.ko")}
+    order = load_order(drivers, {name: _depends(file.read_bytes()) for name, file in modules.items()})
     for name in order:
         yield cpio.Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, modules[name].read_bytes())
     yield cpio.Entry("modules/order", stat.S_IFREG | 0o644, "".join(f"{name}.ko\n" for name in order).encode())
