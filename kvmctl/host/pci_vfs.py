@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kvmctl.host import pci_nvme
 from kvmctl.host.files import read_int, read_permitted, write_atomic
 from kvmctl.host.journal import Intent, Journal, boot_id
 from kvmctl.host.pci import virtual_functions
@@ -83,7 +84,9 @@ def _set(address: str, count: int, kernel: Kernel) -> None:
         return
     if now:
         kernel.write(path, "0", SECONDS)
-    if count:
+    if count and pci_nvme.is_controller(address, kernel.root):
+        _make_of_nvme(address, count, kernel)
+    elif count:
         kernel.write(path, str(count), SECONDS)
     found, links = number(address, kernel.root), len(virtual_functions(address, kernel.root))
     if found != count or links != count:
@@ -91,6 +94,21 @@ def _set(address: str, count: int, kernel: Kernel) -> None:
             f"{address} has {found} virtual functions, and links to {links}, after {count} was set",
             f"see why: dmesg | grep {address}",
         )
+
+
+def _make_of_nvme(address: str, count: int, kernel: Kernel) -> None:
+    """NVMe functions answer no driver until they have queues; nor does the host want these further ways to a disk
+    that it has, so they stay without one."""
+    folder = f"{DEVICES}/{address}"
+    was = pci_nvme.autoprobe(address, kernel.root)
+    if was:
+        kernel.write(f"{folder}/sriov_drivers_autoprobe", "0")
+    try:
+        kernel.write(f"{folder}/sriov_numvfs", str(count), SECONDS)
+    finally:
+        if was:
+            kernel.write(f"{folder}/sriov_drivers_autoprobe", "1")
+    pci_nvme.bring_online(address, count, kernel)
 
 
 def _undo(address: str, old: int, known: bool, journal: Journal, kernel: Kernel) -> str:
