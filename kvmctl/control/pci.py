@@ -21,7 +21,7 @@ from kvmctl.host.pci_bind import Done
 from kvmctl.host.pci_kernel import Kernel, driver
 from kvmctl.host.pci_net import Addresses
 from kvmctl.host.pci_vfs import DoneVfs
-from kvmctl.hypervisor import domains
+from kvmctl.hypervisor import domains, nodedev
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
 from kvmctl.model.errors import NotFoundError, RefusedError, UnreachableError
@@ -198,8 +198,12 @@ def _to_release(device: PciDevice) -> bool:
     return VFIO in (device.driver, device.override)
 
 
-def release(plan: Plan, journal: Journal, kernel: Kernel) -> list[Done]:
-    """Release what is planned; what became of each. Raises as `pci_bind.release`."""
+def release(plan: Plan, journal: Journal, kernel: Kernel, hypervisor: Hypervisor | None = None) -> list[Done]:
+    """Release what is planned, and have libvirt forget it; what became of each. Raises as `pci_bind.release`."""
+    if hypervisor:
+        for device in (*plan.named, *plan.others):
+            if device.driver == VFIO:
+                nodedev.reattach(hypervisor, device.address)
     done = pci_bind.release(plan.addresses, journal, kernel) if plan.addresses else []
     for device in plan.idle:
         now = device.driver or NO_DRIVER
@@ -230,7 +234,7 @@ def set_vfs(
     device = machine.device(address)
     policy.check_vfs(device, count, machine.devices)
     if persist:
-        pci_vfs.check_rule(address, root)
+        pci_vfs.check_rule(address, count, root)
     old, kept = pci_vfs.number(address, root), pci_vfs.persistent(address, root)
     rule = (count or None) if persist else kept
     if dry_run:
@@ -283,7 +287,9 @@ def state(kind: str, address: str, journal: Journal, kernel: Kernel) -> object:
     return driver(address, kernel.root)
 
 
-def put_back(kind: str, address: str, journal: Journal, kernel: Kernel, wanted: Any) -> object:
+def put_back(
+    kind: str, address: str, journal: Journal, kernel: Kernel, wanted: Any, hypervisor: Hypervisor | None = None
+) -> object:
     """Put back what was before kvmctl; what is then. Raises ConflictError while the device is in use, KvmctlError."""
     recover(journal, kernel)
     present = state(kind, address, journal, kernel)
@@ -295,4 +301,6 @@ def put_back(kind: str, address: str, journal: Journal, kernel: Kernel, wanted: 
         policy.check_vfs(device, int(wanted), machine.devices)
         return pci_vfs.put_back(address, int(wanted), kernel)
     policy.check_release([device], machine.devices)
+    if hypervisor and device.driver == VFIO:
+        nodedev.reattach(hypervisor, address)
     return pci_bind.give_back(address, str(wanted), kernel)

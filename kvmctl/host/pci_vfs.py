@@ -165,9 +165,15 @@ def persistent(address: str, root: Path) -> int | None:
     return int(found[1]) if found and text.startswith(_MARK.partition("{")[0]) else None
 
 
-def check_rule(address: str, root: Path) -> None:
-    """Raise RefusedError on a host without udev's folder, ConflictError where a file of that name is not kvmctl's."""
+def check_rule(address: str, count: int, root: Path) -> None:
+    """Raise RefusedError on a host without udev's folder, and for functions that need more than a number; ConflictError
+    where a file of that name is not kvmctl's."""
     path = _rule_file(address, root)
+    if count and pci_nvme.is_controller(address, root):
+        raise RefusedError(
+            f"the virtual functions of {address} need queues as well, which udev does not give them",
+            f"leave out --persist, and have kvmctl pci vfs {address} {count} run at boot",
+        )
     if not path.parent.is_dir():
         raise RefusedError(f"there is no {path.parent}, so nothing can be done at boot", "leave out --persist")
     text = read_permitted(path)
@@ -178,7 +184,7 @@ def check_rule(address: str, root: Path) -> None:
 def persist(address: str, count: int, root: Path) -> Persisted:
     """Have udev give the device `count` virtual functions at boot, or with 0 leave it alone. Raises as `check_rule`,
     and KvmctlError where the file cannot be written."""
-    check_rule(address, root)
+    check_rule(address, count, root)
     path, text = _rule_file(address, root), _MARK.format(address=address) + _RULE.format(address=address, count=count)
     if read_permitted(path) == (text if count else None):
         return "unchanged"

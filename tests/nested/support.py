@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmctl.bootstrap.nested.host import E1000E_MAC, NVME, SRIOV_NVME, VIRTIO_MAC, Answer, Host
+from kvmctl.bootstrap.nested.host import E1000E_MAC, IGB_MAC, NVME, SRIOV_NVME, VIRTIO_MAC, Answer, Host
 from kvmctl.bootstrap.nested.image import GUEST
 from tests.conftest import Ran
 from tests.support import PREFIX, Value
@@ -43,6 +44,8 @@ class Devices:
     virtio: str
     nvme: str
     sriov: str
+    igb: str
+    """Empty where the emulator has none."""
     own: str
     """The card by which the host is reached."""
 
@@ -55,7 +58,14 @@ class Nested:
         self.sh(f"cat >{ASK}", stdin=(Path(__file__).with_name("inside.py")).read_bytes())
         found = dict(line.split() for line in self.sh(_FIND).splitlines() if not line.startswith("00:00"))
         own = self.sh("basename $(readlink -f /sys/class/net/$(ip route show default | cut -d' ' -f5)/device/..)")
-        self.devices = Devices(found[E1000E_MAC], self._card(VIRTIO_MAC), found[NVME], found[SRIOV_NVME], own.strip())
+        self.devices = Devices(
+            found[E1000E_MAC],
+            self._card(VIRTIO_MAC),
+            found[NVME],
+            found[SRIOV_NVME],
+            found.get(IGB_MAC, ""),
+            own.strip(),
+        )
 
     def _card(self, mac: str) -> str:
         """The PCI device of a virtio card, whose interface hangs on a device on its own bus."""
@@ -91,12 +101,14 @@ class Nested:
 
     def driver(self, address: str) -> str:
         """The driver of a device, as the kernel has it; empty for none."""
-        return self.sh(f"basename $(readlink /sys/bus/pci/devices/{address}/driver || true)").strip()
+        return self.sh(f'basename "$(readlink /sys/bus/pci/devices/{address}/driver)"').strip()
 
     def disk_name(self, address: str) -> str:
         """The name in /dev of the first namespace of an NVMe controller, once the kernel has it."""
         find = f"ls -d /sys/bus/pci/devices/{address}/nvme*/nvme*/nvme*n1 2>/dev/null || true"
-        return self.until(lambda: self.sh(find).strip(), bool, 60, "the disk's name").rpartition("/")[2].split("\n")[0]
+        path = self.until(lambda: self.sh(find).strip(), bool, 60, "the disk's name")
+        # A controller of a subsystem has a path of its own to the disk, nvme0c1n1, which is no device.
+        return re.sub(r"c\d+", "", path.split()[0].rpartition("/")[2])
 
     def override(self, address: str) -> str:
         """The driver that is ordered for a device, `(null)` for none."""

@@ -1,7 +1,8 @@
 """Boots the nested host from its image, without libvirt, and runs commands in it by ssh on a port of the loopback.
 
 It has an IOMMU that remaps interrupts, and behind root ports of their own, so that each is a group of its own: an
-e1000e card, a virtio card, an NVMe disk, and an NVMe disk with virtual functions. The chipset's functions share one.
+e1000e card, a virtio card, an NVMe disk, an NVMe disk with virtual functions, and where the emulator knows it an igb
+card with virtual functions. The chipset's functions share one.
 """
 
 import io
@@ -28,12 +29,14 @@ MEMORY_MIB = 4096
 BOOT_SECONDS = 240.0
 COMMAND_SECONDS = 120.0
 _ALIVE_SECONDS = 60.0
+_WITH_IGB = 8
+"""The first version of QEMU that has a network card with virtual functions."""
 _STABLE_WITH_TWO = (10,)
 """The first version of QEMU whose emulation of AMD's virtualization is sound with two processors."""
 _COMMAND_LINE = (
     "root=/dev/vda rw console=ttyS0 panic=-1 intel_iommu=on iommu=pt quiet net.ifnames=0 systemd.show_status=0"
 )
-E1000E_MAC, VIRTIO_MAC = "52:54:00:aa:00:01", "52:54:00:aa:00:02"
+E1000E_MAC, VIRTIO_MAC, IGB_MAC = "52:54:00:aa:00:01", "52:54:00:aa:00:02", "52:54:00:aa:00:03"
 GATEWAY = "10.77.1.2"
 """What answers to ping on the e1000e card's network."""
 NVME, SRIOV_NVME = "plain0", "sriov0"
@@ -85,7 +88,7 @@ def _emulator(program: str, data: Path | None) -> Emulator:
     return Emulator(program, data, ".".join(map(str, number)), 2 if number >= _STABLE_WITH_TWO else 1)
 
 
-def _devices(folder: Path) -> list[str]:
+def _devices(folder: Path, version: str) -> list[str]:
     words = []
     for number in range(1, 6):
         words += ["-device", f"pcie-root-port,id=rp{number},chassis={number},slot={number}"]
@@ -107,6 +110,8 @@ def _devices(folder: Path) -> list[str]:
         "-device nvme-ns,drive=x1,nsid=1",
     ):
         words += word.split()
+    if int(version.partition(".")[0]) >= _WITH_IGB:
+        words += f"-netdev user,id=n3,net=10.77.3.0/24 -device igb,netdev=n3,bus=rp5,mac={IGB_MAC}".split()
     return words
 
 
@@ -123,7 +128,7 @@ def command(image: Image, found: Emulator, folder: Path, port: int, remapping: b
         "-drive", f"file={folder / 'disk.qcow2'},if=none,id=d0,format=qcow2,cache=unsafe",
         "-device", "virtio-blk-pci,drive=d0",
         "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=n0",
-        "-device", "virtio-rng-pci", *_devices(folder), "-serial", f"file:{folder / 'console.log'}",
+        "-device", "virtio-rng-pci", *_devices(folder, found.version), "-serial", f"file:{folder / 'console.log'}",
     ]  # fmt: skip
 
 
