@@ -24,11 +24,14 @@ class Keeper:
         self.current: Nested | None = None
         self.died = ""
         """What the host said last, where it died in the test that runs."""
-        self.again = 1
-        """How many times more a host that died is replaced."""
+        self.gone = ""
+        """The same of the second one that died: no third is booted."""
+        self.replaced = False
 
     def get(self) -> Nested:
         """The host, booted if there is none."""
+        if self.gone:
+            raise HostDiedError(f"the nested host has died twice, and is not booted again: {self.gone}")
         if self.current is None:
             host: Host = self.stack.enter_context(booted(image.ensure()))
             self.current = Nested(host)
@@ -51,12 +54,18 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
     if _keeper.died:
         _keeper.drop()
-        if _keeper.again:
-            _keeper.again -= 1
-            said = _keeper.died.splitlines()[0]
+        said = _keeper.died.splitlines()[0]
+        if _keeper.replaced:
+            _keeper.gone = _keeper.gone or said
+        else:
+            _keeper.replaced = True
             warnings.warn(f"the nested host died in {item.nodeid}, run again in a new one: {said}", stacklevel=1)
             item._initrequest()  # type: ignore[attr-defined]
+            _keeper.died = ""
             reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            if _keeper.died:
+                _keeper.gone = _keeper.died.splitlines()[0]
+                _keeper.drop()
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
