@@ -33,6 +33,11 @@ from kvmctl.xml.pci import pci_devices
 KIND, SRIOV = pci_bind.KIND, pci_vfs.KIND
 _BEGUN = "begun"
 """The state, for `host restore`, of what a run that was killed has left half done."""
+_NOT_REMAPPED = "interrupts are not remapped here, so that VFIO lets no guest have a device"
+_REMAP_HINT = (
+    "switch interrupt remapping on in the firmware, and boot without intremap=off; a guest that is trusted may have it "
+    "all the same with allow_unsafe_interrupts=1, a parameter of the module vfio_iommu_type1"
+)
 
 Guests = Mapping[str, Sequence[GuestUse]]
 
@@ -72,6 +77,7 @@ class Machine:
 
     devices: tuple[PciDevice, ...]
     iommu_hint: str
+    interrupts_unsafe: bool = False
 
     def device(self, address: str) -> PciDevice:
         """The device at an address. Raises NotFoundError."""
@@ -86,7 +92,7 @@ def observe(guests: Guests, root: Path = Path("/"), known: Addresses | None = No
     found = [
         replace(device, guests=tuple(guests.get(device.address, ()))) for device in pci.devices(root, known, probe)
     ]
-    return Machine(tuple(found), pci.iommu_hint(root))
+    return Machine(tuple(found), pci.iommu_hint(root), pci.interrupts_unsafe(root))
 
 
 def rows(machine: Machine) -> list[dict[str, Any]]:
@@ -94,6 +100,8 @@ def rows(machine: Machine) -> list[dict[str, Any]]:
     found = []
     for device in machine.devices:
         verdict = policy.verdict(device, machine.devices, machine.iommu_hint)
+        if machine.interrupts_unsafe and verdict.passable != "no":
+            verdict = replace(verdict, passable="no", reason=_NOT_REMAPPED)
         found.append(
             {
                 "name": device.address,
@@ -164,6 +172,8 @@ def plan_bind(addresses: Sequence[str], machine: Machine) -> Plan:
         if device.address in waiting or any(o.address in waiting for o in policy.companions(device, machine.devices))
     ]
     policy.check_bind(whole, machine.devices, machine.iommu_hint)
+    if whole and machine.interrupts_unsafe:
+        raise RefusedError(f"{whole[0].address} cannot be bound to vfio-pci: {_NOT_REMAPPED}", _REMAP_HINT)
     return Plan(
         named=tuple(device for device in chosen if device.address in waiting),
         others=tuple(device for device in needed if device not in chosen),
