@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmctl.bootstrap.microguest import MicroGuest
     from kvmctl.hypervisor.connection import Hypervisor
 
-TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "twohosts")
+TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "twohosts", "nested")
 NEEDS_HYPERVISOR = {"golden", "paused", "booted"}
 
 

@@ -223,6 +223,8 @@ class PlayedKernel(Kernel):
         address, name = Path(path).parts[-2:]
         if name == "driver_override":
             (self.root / path).write_text(value.strip() or "(null)")
+        elif name == "sriov_drivers_autoprobe":
+            (self.root / path).write_text(f"{value}\n")
         elif name == "sriov_numvfs":
             self._set_functions(address, int(value))
         elif name == "unbind":

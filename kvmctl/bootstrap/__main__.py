@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kvmctl.bootstrap import clean, demo, environment, setup
+from kvmctl.bootstrap.nested import image, shell
 from kvmctl.bootstrap.progress import say
 from kvmctl.host.lock import lock
 from kvmctl.model.errors import KvmctlError
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         # What programs print may hold what the terminal's encoding does not.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "nested"):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(options, rest)
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("demo", help="set up, then show kvmctl with three real guests")
     commands.add_parser("test", help="set up, then run all the tests; arguments after -- go to pytest")
     commands.add_parser("setup", help="only set up: packages, .venv, libvirt, the micro guest, the accelerator")
+    commands.add_parser(
+        "nested", help="boot a host in a virtual machine, with devices to give away; a command after --, or a shell"
+    )
     removal = commands.add_parser("clean", help="remove what demo and setup made, except packages and caches")
     removal.add_argument("--all", action="store_true", help="remove the caches and .venv as well")
     return parser
@@ -60,21 +64,26 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if options.command == "clean":
             clean.clean(options.all)
             return 0
-        machine = setup.prepare(tests=options.command == "test")
+        machine = setup.prepare(tests=options.command in ("test", "nested"))
+        if options.command == "nested":
+            image.ensure()
         if options.command == "demo":
             demo.run(machine)
             return 0
         if options.command == "setup":
             print(f"kvmctl   {environment.KVMCTL}\nkernel   {machine.guest.kernel}\ninitrd   {machine.guest.initrd}")
             return 0
-        clean.remove_test_leftovers()
-    return _test([argument for argument in rest if argument != "--"])
+        if options.command == "test":
+            clean.remove_test_leftovers()
+    words = [argument for argument in rest if argument != "--"]
+    return shell.run(words) if options.command == "nested" else _test(words)
 
 
 def _test(arguments: Sequence[str]) -> int:
-    """Run pytest on all of the tests; its exit code."""
+    """Run pytest on all of the tests but those of the nested host, or on what the arguments choose; its exit code."""
     sys.stdout.flush()
-    command = [str(environment.PYTHON), "-m", "pytest", "tests", *arguments]
+    chosen = arguments or ("-m", "not nested")
+    command = [str(environment.PYTHON), "-m", "pytest", "tests", *chosen]
     with subprocess.Popen(command, cwd=environment.CHECKOUT, env=os.environ) as pytest:
         try:
             return pytest.wait()

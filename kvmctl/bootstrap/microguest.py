@@ -24,7 +24,7 @@ READY = b"micro-ready"
 
 _BUSYBOX = "busybox-static"
 _SOURCES = Path(__file__).with_name("guest")
-_DRIVERS = (
+DRIVERS = (
     "virtio_pci", "virtio_balloon", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "button", "evdev",
     "virtio_scsi", "ata_piix", "sd_mod", "sr_mod", "isofs",
 )  # fmt: skip
@@ -39,7 +39,7 @@ class Flavour:
     metapackage: str
     package: str
     """A pattern for the name of the package that the metapackage stands for."""
-    drivers: tuple[str, ...] = _DRIVERS
+    drivers: tuple[str, ...] = DRIVERS
 
 
 CLOUD = Flavour("micro", "linux-image-cloud-amd64", r"linux-image-[^\s_]+-cloud-amd64")
@@ -48,7 +48,7 @@ FULL = Flavour(
     "micro-full",
     "linux-image-amd64",
     r"linux-image-\d[^\s_-]*-\d+-amd64",
-    (*_DRIVERS, "ahci", "e1000e", "e1000", "pktgen"),
+    (*DRIVERS, "ahci", "e1000e", "e1000", "pktgen"),
 )
 """With drivers for the hardware that QEMU emulates, and a generator of packets."""
 
@@ -86,19 +86,19 @@ def _recipe() -> str:
 
 
 def _build(cache: Path, current: Path, flavour: Flavour) -> None:
-    store = _folder(_folder(cache) / "packages")
+    store = open_folder(open_folder(cache) / "packages")
     kernel, busybox = _cached(store, flavour) or _fetch(store, flavour)
-    place = _folder(_folder(cache / flavour.folder) / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
+    place = open_folder(open_folder(cache / flavour.folder) / f"{_version(kernel)}+{_version(busybox)}-{_recipe()}")
     with step("Building the micro guest"), tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
         root = Path(scratch)
         for package in (kernel, busybox):
             run(["dpkg-deb", "--extract", str(package), scratch])
         write_atomic(place / "vmlinuz", next((root / "boot").glob("vmlinuz-*")).read_bytes(), 0o644)
-        write_atomic(place / "initrd.gz", cpio.archive(_contents(root, flavour.drivers)), 0o644)
-    _point(current, place)
+        write_atomic(place / "initrd.gz", initramfs(root, flavour.drivers), 0o644)
+    point(current, place)
 
 
-def _folder(path: Path) -> Path:
+def open_folder(path: Path) -> Path:
     """A folder that QEMU's user, which is not root under libvirt, can enter whatever the umask is."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -138,12 +138,17 @@ def _version(package: Path) -> str:
     return re.sub(r"%3a", ":", package.name).split("_")[1].replace(":", ".")
 
 
-def _point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to `target`, in one step whatever it was."""
     temporary = link.with_name(f".{link.name}.new")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(link)
+
+
+def initramfs(root: Path, drivers: tuple[str, ...]) -> bytes:
+    """The micro guest's user space with the busybox below `root` and these modules of its kernel."""
+    return cpio.archive(_contents(root, drivers))
 
 
 def _contents(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
@@ -156,6 +161,13 @@ def _contents(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
     yield cpio.program("bin/busybox", (root / "bin/busybox").read_bytes())
     for script in sorted(_SOURCES.iterdir()):
         yield cpio.program(script.name, script.read_bytes())
+    yield from module_files(root, drivers)
+
+
+def module_files(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
+    """The modules of the kernel below `root` for these drivers, and `modules/order`, in which to load them."""
+    modules = {file.stem.replace("-", "_"): file for file in (root / "lib/modules").rglob("*.ko")}
+    order = load_order(drivers, {name: _depends(file.read_bytes()) for name, file in modules.items()})
     for name in order:
         yield cpio.Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, modules[name].read_bytes())
     yield cpio.Entry("modules/order", stat.S_IFREG | 0o644, "".join(f"{name}.ko\n" for name in order).encode())

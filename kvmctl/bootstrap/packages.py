@@ -25,6 +25,8 @@ _INTERPRETER = ("python3-venv", "python3-dev")
 """What Debian splits off from its own interpreter; any other interpreter brings it along."""
 _TESTS = ("cron",)
 """What only tests need: `rebalance install --cron` is tried with a real daemon."""
+NESTED = ("mmdebstrap", "e2fsprogs", "qemu-utils", "openssh-client", "zstd")
+"""What the nested host is built and reached with."""
 _INIT_SCRIPTS = "libvirt-daemon-system-sysv"
 
 _APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2")
@@ -36,7 +38,7 @@ def missing(tests: bool = False) -> list[str]:
     Raises KvmctlError where this is no Debian.
     """
     interpreter = _INTERPRETER if sys.base_prefix == "/usr" else ()
-    found = lacking(_HYPERVISOR + _BUILD + interpreter + (_TESTS if tests else ()))
+    found = lacking(_HYPERVISOR + _BUILD + interpreter + (_TESTS + NESTED if tests else ()))
     if "libvirt-daemon-system" in found and lacking(["systemd-sysv"]):
         # Left to itself, apt would make systemd the init system of a machine that has another, or none.
         found.append(_INIT_SCRIPTS)

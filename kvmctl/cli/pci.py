@@ -235,7 +235,7 @@ def release(app: App, addresses: tuple[str, ...], dry_run: bool) -> int:
         _recover(journal, kernel, dry_run)
         plan = control.plan_release(wanted, _machine(hypervisor), journal)
         _show_others(app, plan)
-        done = control.pending(plan, None, journal) if dry_run else control.release(plan, journal, kernel)
+        done = control.pending(plan, None, journal) if dry_run else control.release(plan, journal, kernel, hypervisor)
     return _report(app, done, journal.notes)
 
 

@@ -21,7 +21,7 @@ from kvmctl.host.pci_bind import Done
 from kvmctl.host.pci_kernel import Kernel, driver
 from kvmctl.host.pci_net import Addresses
 from kvmctl.host.pci_vfs import DoneVfs
-from kvmctl.hypervisor import domains
+from kvmctl.hypervisor import domains, nodedev
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
 from kvmctl.model.errors import NotFoundError, RefusedError, UnreachableError
@@ -33,6 +33,11 @@ from kvmctl.xml.pci import pci_devices
 KIND, SRIOV = pci_bind.KIND, pci_vfs.KIND
 _BEGUN = "begun"
 """The state, for `host restore`, of what a run that was killed has left half done."""
+_NOT_REMAPPED = "interrupts are not remapped here, so that VFIO lets no guest have a device"
+_REMAP_HINT = (
+    "switch interrupt remapping on in the firmware, and boot without intremap=off; a guest that is trusted may have it "
+    "all the same with allow_unsafe_interrupts=1, a parameter of the module vfio_iommu_type1"
+)
 
 Guests = Mapping[str, Sequence[GuestUse]]
 
@@ -72,6 +77,7 @@ class Machine:
 
     devices: tuple[PciDevice, ...]
     iommu_hint: str
+    interrupts_unsafe: bool = False
 
     def device(self, address: str) -> PciDevice:
         """The device at an address. Raises NotFoundError."""
@@ -86,7 +92,7 @@ def observe(guests: Guests, root: Path = Path("/"), known: Addresses | None = No
     found = [
         replace(device, guests=tuple(guests.get(device.address, ()))) for device in pci.devices(root, known, probe)
     ]
-    return Machine(tuple(found), pci.iommu_hint(root))
+    return Machine(tuple(found), pci.iommu_hint(root), pci.interrupts_unsafe(root))
 
 
 def rows(machine: Machine) -> list[dict[str, Any]]:
@@ -94,6 +100,8 @@ def rows(machine: Machine) -> list[dict[str, Any]]:
     found = []
     for device in machine.devices:
         verdict = policy.verdict(device, machine.devices, machine.iommu_hint)
+        if machine.interrupts_unsafe and verdict.passable != "no":
+            verdict = replace(verdict, passable="no", reason=_NOT_REMAPPED)
         found.append(
             {
                 "name": device.address,
@@ -164,6 +172,8 @@ def plan_bind(addresses: Sequence[str], machine: Machine) -> Plan:
         if device.address in waiting or any(o.address in waiting for o in policy.companions(device, machine.devices))
     ]
     policy.check_bind(whole, machine.devices, machine.iommu_hint)
+    if whole and machine.interrupts_unsafe:
+        raise RefusedError(f"{whole[0].address} cannot be bound to vfio-pci: {_NOT_REMAPPED}", _REMAP_HINT)
     return Plan(
         named=tuple(device for device in chosen if device.address in waiting),
         others=tuple(device for device in needed if device not in chosen),
@@ -198,8 +208,12 @@ def _to_release(device: PciDevice) -> bool:
     return VFIO in (device.driver, device.override)
 
 
-def release(plan: Plan, journal: Journal, kernel: Kernel) -> list[Done]:
-    """Release what is planned; what became of each. Raises as `pci_bind.release`."""
+def release(plan: Plan, journal: Journal, kernel: Kernel, hypervisor: Hypervisor | None = None) -> list[Done]:
+    """Release what is planned, and have libvirt forget it; what became of each. Raises as `pci_bind.release`."""
+    if hypervisor:
+        for device in (*plan.named, *plan.others):
+            if device.driver == VFIO:
+                nodedev.reattach(hypervisor, device.address)
     done = pci_bind.release(plan.addresses, journal, kernel) if plan.addresses else []
     for device in plan.idle:
         now = device.driver or NO_DRIVER
@@ -230,7 +244,7 @@ def set_vfs(
     device = machine.device(address)
     policy.check_vfs(device, count, machine.devices)
     if persist:
-        pci_vfs.check_rule(address, root)
+        pci_vfs.check_rule(address, count, root)
     old, kept = pci_vfs.number(address, root), pci_vfs.persistent(address, root)
     rule = (count or None) if persist else kept
     if dry_run:
@@ -283,7 +297,9 @@ def state(kind: str, address: str, journal: Journal, kernel: Kernel) -> object:
     return driver(address, kernel.root)
 
 
-def put_back(kind: str, address: str, journal: Journal, kernel: Kernel, wanted: Any) -> object:
+def put_back(
+    kind: str, address: str, journal: Journal, kernel: Kernel, wanted: Any, hypervisor: Hypervisor | None = None
+) -> object:
     """Put back what was before kvmctl; what is then. Raises ConflictError while the device is in use, KvmctlError."""
     recover(journal, kernel)
     present = state(kind, address, journal, kernel)
@@ -295,4 +311,6 @@ def put_back(kind: str, address: str, journal: Journal, kernel: Kernel, wanted: 
         policy.check_vfs(device, int(wanted), machine.devices)
         return pci_vfs.put_back(address, int(wanted), kernel)
     policy.check_release([device], machine.devices)
+    if hypervisor and device.driver == VFIO:
+        nodedev.reattach(hypervisor, address)
     return pci_bind.give_back(address, str(wanted), kernel)

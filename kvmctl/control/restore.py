@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,7 +142,7 @@ def _items(uri: str, journal: Journal) -> Iterator[_Item]:
         yield from _cgroups(journal)
         yield from _ksm(journal)
         yield from _swap(journal)
-        yield from _pci(journal)
+        yield from _pci(uri, journal)
 
 
 def _guests(kind: str, named: str, journal: Journal) -> Iterator[_Item]:
@@ -258,11 +258,17 @@ def _swap(journal: Journal) -> Iterator[_Item]:
         yield _Item(swap.KIND, name, name, entry, read, write)
 
 
-def _pci(journal: Journal) -> Iterator[_Item]:
+def _pci(uri: str, journal: Journal) -> Iterator[_Item]:
     kernel = Kernel()
-    for kind, address, entry in pci.kept(journal):
-        read = partial(pci.state, kind, address, journal, kernel)
-        yield _Item(kind, address, address, entry, read, partial(pci.put_back, kind, address, journal, kernel))
+    with ExitStack() as stack:
+        hypervisor = None
+        for number, (kind, address, entry) in enumerate(pci.kept(journal)):
+            if not number:
+                with suppress(KvmctlError):  # without libvirt, there is none to be told
+                    hypervisor = stack.enter_context(open_hypervisor(uri))
+            read = partial(pci.state, kind, address, journal, kernel)
+            write = partial(pci.put_back, kind, address, journal, kernel, hypervisor=hypervisor)
+            yield _Item(kind, address, address, entry, read, write)
 
 
 def _write_ksm(name: str, entry: Entry, journal: Journal, value: str) -> str:

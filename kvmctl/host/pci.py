@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ _NO_ISOLATION = "vfio-noiommu"
 _INTEL = "switch VT-d on in the firmware, and boot with intel_iommu=on on the kernel's command line"
 _AMD = "switch IOMMU (AMD-Vi) on in the firmware, and boot without amd_iommu=off on the kernel's command line"
 _EITHER = "switch it on in the firmware, and boot with intel_iommu=on; AMD's is on unless amd_iommu=off is given"
+_UNSAFE = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+_REMAPPED = re.compile(r"\bIR-|\bAMD-IR\b")
+"""How the kernel names interrupts that an IOMMU remaps, in /proc/interrupts."""
 _VIRTUAL = "; this machine is itself a guest, so its hypervisor has to give it one"
 
 
@@ -124,6 +128,16 @@ def _consoles(root: Path) -> Iterator[tuple[str, Use]]:
     for name in (read_permitted(root / "sys/class/tty/console/active") or "").split():
         path = root / "sys/class/tty" / name
         yield from ((card, Use("console", through=name)) for card in pci_block.pci_in(path))
+
+
+def interrupts_unsafe(root: Path = ROOT) -> bool:
+    """Whether devices of a guest could raise any interrupt of this machine: VFIO lets no guest have one then, unless
+    its parameter allows that."""
+    text = read_permitted(root / "proc/interrupts") or ""
+    # Only x86 has it, and only there can an IOMMU be without remapping.
+    if "IO-APIC" not in text or _REMAPPED.search(text):
+        return False
+    return (read_permitted(root / _UNSAFE) or "").strip() not in ("Y", "1")
 
 
 def iommu_hint(root: Path = ROOT) -> str:

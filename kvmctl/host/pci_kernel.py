@@ -17,6 +17,9 @@ WRITE_SECONDS = 30.0
 """A driver may have to wait for its device, and network cards with many virtual functions take seconds."""
 _MODPROBE_SECONDS = 30.0
 _UNSET = "(null)"
+_NVME_ADMIN = 0xC0484E41
+"""NVME_IOCTL_ADMIN_CMD, for a structure of 72 bytes."""
+_NVME_MILLISECONDS = 30_000
 
 
 class Kernel:
@@ -40,6 +43,11 @@ class Kernel:
             denied = "denied" in reason or "not permitted" in reason
             kind, hint = (UnreachableError, "run this as root") if denied else (KvmctlError, "dmesg may tell more")
             raise kind(f"the kernel did not take {value.strip()!r} for {target}: {reason}", hint)
+
+    def nvme_admin(self, name: str, code: int, word10: int, word11: int, length: int) -> bytes:
+        """Send an admin command to the NVMe controller /dev/`name`; the `length` bytes that it answers. Raises
+        KvmctlError."""
+        return _nvme_admin(self.root / "dev" / name, code, word10, word11, length)
 
     def load_vfio(self) -> None:
         """Have the driver vfio-pci in the kernel. Raises RefusedError where it cannot be."""
@@ -85,6 +93,29 @@ def _write(target: Path, value: str, seconds: float) -> tuple[int, str]:
             "see what its driver waits for: dmesg; it may still be done later",
         ) from None
     return writer.returncode, said.decode(errors="replace").strip()
+
+
+def _nvme_admin(device: Path, code: int, word10: int, word11: int, length: int) -> bytes:
+    """One command by ioctl (struct nvme_admin_cmd of include/uapi/linux/nvme_ioctl.h)."""
+    import ctypes
+    import fcntl
+    import struct
+
+    answer = ctypes.create_string_buffer(max(1, length))
+    address = ctypes.addressof(answer) if length else 0
+    words = (code, 0, 0, 0, 0, 0, 0, address, 0, length, word10, word11, 0, 0, 0, 0, _NVME_MILLISECONDS, 0)
+    command = bytearray(struct.pack("<BBHIIIQQIIIIIIIIII", *words))
+    try:
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            status = fcntl.ioctl(descriptor, _NVME_ADMIN, command)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise KvmctlError(f"{device} did not take a command: {error.strerror}", "dmesg may tell more") from error
+    if status:
+        raise KvmctlError(f"{device} refused command {code:#04x} with status {status:#06x}", "dmesg may tell more")
+    return answer.raw[:length]
 
 
 def _modprobe(module: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kvmctl.host import pci_nvme
 from kvmctl.host.files import read_int, read_permitted, write_atomic
 from kvmctl.host.journal import Intent, Journal, boot_id
 from kvmctl.host.pci import virtual_functions
@@ -83,7 +84,9 @@ def _set(address: str, count: int, kernel: Kernel) -> None:
         return
     if now:
         kernel.write(path, "0", SECONDS)
-    if count:
+    if count and pci_nvme.is_controller(address, kernel.root):
+        _make_of_nvme(address, count, kernel)
+    elif count:
         kernel.write(path, str(count), SECONDS)
     found, links = number(address, kernel.root), len(virtual_functions(address, kernel.root))
     if found != count or links != count:
@@ -91,6 +94,21 @@ def _set(address: str, count: int, kernel: Kernel) -> None:
             f"{address} has {found} virtual functions, and links to {links}, after {count} was set",
             f"see why: dmesg | grep {address}",
         )
+
+
+def _make_of_nvme(address: str, count: int, kernel: Kernel) -> None:
+    """NVMe functions answer no driver until they have queues; nor does the host want these further ways to a disk
+    that it has, so they stay without one."""
+    folder = f"{DEVICES}/{address}"
+    was = pci_nvme.autoprobe(address, kernel.root)
+    if was:
+        kernel.write(f"{folder}/sriov_drivers_autoprobe", "0")
+    try:
+        kernel.write(f"{folder}/sriov_numvfs", str(count), SECONDS)
+    finally:
+        if was:
+            kernel.write(f"{folder}/sriov_drivers_autoprobe", "1")
+    pci_nvme.bring_online(address, count, kernel)
 
 
 def _undo(address: str, old: int, known: bool, journal: Journal, kernel: Kernel) -> str:
@@ -147,9 +165,15 @@ def persistent(address: str, root: Path) -> int | None:
     return int(found[1]) if found and text.startswith(_MARK.partition("{")[0]) else None
 
 
-def check_rule(address: str, root: Path) -> None:
-    """Raise RefusedError on a host without udev's folder, ConflictError where a file of that name is not kvmctl's."""
+def check_rule(address: str, count: int, root: Path) -> None:
+    """Raise RefusedError on a host without udev's folder, and for functions that need more than a number; ConflictError
+    where a file of that name is not kvmctl's."""
     path = _rule_file(address, root)
+    if count and pci_nvme.is_controller(address, root):
+        raise RefusedError(
+            f"the virtual functions of {address} need queues as well, which udev does not give them",
+            f"leave out --persist, and have kvmctl pci vfs {address} {count} run at boot",
+        )
     if not path.parent.is_dir():
         raise RefusedError(f"there is no {path.parent}, so nothing can be done at boot", "leave out --persist")
     text = read_permitted(path)
@@ -160,7 +184,7 @@ def check_rule(address: str, root: Path) -> None:
 def persist(address: str, count: int, root: Path) -> Persisted:
     """Have udev give the device `count` virtual functions at boot, or with 0 leave it alone. Raises as `check_rule`,
     and KvmctlError where the file cannot be written."""
-    check_rule(address, root)
+    check_rule(address, count, root)
     path, text = _rule_file(address, root), _MARK.format(address=address) + _RULE.format(address=address, count=count)
     if read_permitted(path) == (text if count else None):
         return "unchanged"

@@ -9,11 +9,14 @@ from kvmctl.xml import tree
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+_PINNING = ("hostdev[@type='pci']", "hostdev[@type='mdev']", "interface[@type='hostdev']", "disk[@type='nvme']")
+"""What works by VFIO, and so on any of the guest's memory. Devices of USB or SCSI do not."""
+
 
 def memory_fixed(root: Element) -> str:
     """Why the memory of a guest with this definition stays where it is, whatever it uses; empty where it can be taken
     by a balloon, merged and swapped."""
-    if root.find("devices/hostdev") is not None:
+    if any(root.find(f"devices/{device}") is not None for device in _PINNING):
         return "a device is passed through to it, which pins all of it"
     backing = root.find("memoryBacking")
     if backing is None:

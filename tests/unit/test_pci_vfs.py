@@ -14,6 +14,7 @@ from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError, UsageE
 from kvmctl.model.pci import GuestUse
 from tests.pcihost import FUNCTIONS, PlayedKernel, server
 from tests.unit.test_pci_bind import Desk, killed_at
+from tests.unit.test_pci_nvme import Controller
 
 pytestmark = pytest.mark.unit
 
@@ -209,3 +210,26 @@ def test_without_udev_persisting_is_refused_before_anything_is_done(card: Card) 
     with pytest.raises(RefusedError, match="there is no"):
         card.set(4, persist=True)
     assert card.number == 0
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_functions_of_nvme_get_queues_before_any_driver(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    folder = card.host.folder(PF)
+    (folder / "class").write_text("0x010802\n")
+    (folder / "sriov_drivers_autoprobe").write_text("1\n")
+    (folder / "nvme/nvme0").mkdir(parents=True)
+    controller = Controller(tmp_path / "controller", queues=3 if refuses else 8)
+    monkeypatch.setattr(card.kernel, "nvme_admin", controller.nvme_admin)
+    if refuses:
+        with pytest.raises(KvmctlError, match="too few"):
+            card.set(2)
+        assert card.number == 0
+        assert not card.journal.entries(pci.SRIOV)
+    else:
+        assert card.set(2).result == "changed"
+        assert controller.online == {11, 12}
+    names = [(Path(path).name, value) for path, value in card.kernel.written]
+    assert names[:3] == [("sriov_drivers_autoprobe", "0"), ("sriov_numvfs", "2"), ("sriov_drivers_autoprobe", "1")]
+    assert (folder / "sriov_drivers_autoprobe").read_text() == "1\n"

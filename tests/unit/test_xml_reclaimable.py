@@ -19,6 +19,11 @@ pytestmark = pytest.mark.unit
         ("<memoryBacking><source type='memfd'/></memoryBacking>", "shared"),
         ("<memoryBacking><access mode='shared'/></memoryBacking>", "shared"),
         ("<devices><hostdev mode='subsystem' type='pci'/></devices>", "passed through"),
+        ("<devices><hostdev mode='subsystem' type='mdev'/></devices>", "passed through"),
+        ("<devices><interface type='hostdev'/></devices>", "passed through"),
+        ("<devices><disk type='nvme'/></devices>", "passed through"),
+        ("<devices><hostdev mode='subsystem' type='usb'/></devices>", ""),
+        ("<devices><interface type='network'/><disk type='file'/></devices>", ""),
     ],
 )
 def test_why_memory_stays(inside: str, said: str) -> None:

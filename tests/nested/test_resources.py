@@ -1,0 +1,78 @@
+"""CPU and memory of real KVM guests under systemd and cgroup v2, read from the kernel's files."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nested.support import Nested
+
+pytestmark = pytest.mark.nested
+
+RECLAIM = """
+import sys
+sys.path[:0] = ["/opt/kvmctl", "/usr/local/lib/python3/dist-packages"]
+from kvmctl.host import cold, pageout
+pid = int(sys.argv[1])
+file = pageout.reclaim_file(pid)
+seen = cold.watch(pid)
+moved = cold.step(seen, 32 << 20, merged=False, reclaim_file=file)
+print(file, moved.means, moved.moved, pageout.swapped(pid))
+"""
+
+
+def scope(nested: Nested, guest: str) -> str:
+    """The guest's own directory in the hierarchy of control groups."""
+    text = nested.sh(f"cat /proc/{nested.pid(guest)}/cgroup").strip()
+    assert text.startswith("0::/machine.slice/machine-qemu")
+    return f"/sys/fs/cgroup{text.removeprefix('0::').partition('/libvirt')[0]}"
+
+
+def read(nested: Nested, path: str) -> str:
+    return nested.sh(f"cat '{path}'").strip()
+
+
+def test_shares_are_the_weight_of_the_scope_and_a_limit_is_its_quota(nested: Nested) -> None:
+    guest = nested.guest("weights")
+    path = scope(nested, guest)
+    nested.kvmctl("set", guest, "cpu.shares=3000")
+    assert read(nested, f"{path}/cpu.weight") == "3000"
+    nested.kvmctl("set", guest, "cpu.limit=50%")
+    # Of all the guest's threads together: they are below this directory.
+    quota, period = map(int, read(nested, f"{path}/libvirt/cpu.max").split())
+    assert quota * 2 == period
+    (row,) = [row for row in nested.kvmctl("cpu", "-o", "json").json()["guests"] if row["name"] == guest]
+    assert row["weight"] == 3000
+    nested.stop(guest)
+    nested.kvmctl("start", guest)
+    path = scope(nested, guest)
+    assert read(nested, f"{path}/cpu.weight") == "3000"
+    nested.kvmctl("set", guest, "cpu.limit=none")
+    assert read(nested, f"{path}/libvirt/cpu.max").split()[0] == "max"
+
+
+def test_a_tick_gives_the_guests_slice_its_weight_through_systemd(nested: Nested) -> None:
+    guest = nested.guest("slice")
+    nested.kvmctl("set", guest, "cpu.reservation=0.5")
+    nested.kvmctl("rebalance", code=None)
+    weight = int(read(nested, "/sys/fs/cgroup/machine.slice/cpu.weight"))
+    assert weight > 100
+    assert nested.sh("systemctl show -p CPUWeight --value machine.slice").strip() == str(weight)
+    nested.kvmctl("host", "restore")
+    assert read(nested, "/sys/fs/cgroup/machine.slice/cpu.weight") == "100"
+
+
+def test_the_kernel_itself_picks_cold_memory_of_a_guest_without_merged_pages(nested: Nested) -> None:
+    guest = nested.guest("cold", memory=256)
+    nested.ask(guest, "dd if=/dev/urandom of=/run/cold bs=1M count=32 2>/dev/null; md5sum /run/cold >/run/sum")
+    nested.sh("fallocate -l 256M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap")
+    try:
+        said = nested.sh(f"python3 - {nested.pid(guest)}", stdin=RECLAIM.encode())
+        file, means, moved, swapped = said.split()
+        assert file.endswith(".scope/memory.reclaim")
+        assert means == "memory.reclaim"
+        assert int(moved) > 8 << 20
+        assert int(swapped) >= int(moved)
+        assert "/run/cold: OK" in nested.ask(guest, "md5sum -c /run/sum")
+    finally:
+        nested.stop(guest)
+        nested.sh("swapoff /swap; rm /swap")
