@@ -152,8 +152,6 @@ def initramfs(root: Path, drivers: tuple[str, ...]) -> bytes:
 
 
 def _contents(root: Path, drivers: tuple[str, ...]) -> Iterator[cpio.Entry]:
-    modules = {file.stem.replace("-", "_"): file for file in root.rglob("*.ko")}
-    order = load_order(drivers, {name: _depends(file.read_bytes()) for name, file in modules.items()})
     for path in ("bin", "dev", "etc", "modules", "proc", "sys"):
         yield cpio.folder(path)
     # The kernel opens it before there is any file system but this one.

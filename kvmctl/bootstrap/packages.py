@@ -16,6 +16,7 @@ _HYPERVISOR = (
     "libvirt-clients",
     "qemu-system-x86",
     "qemu-utils",
+    "zstd",
     "dnsmasq-base",
     "ovmf",
 )
@@ -23,8 +24,8 @@ _BUILD = ("libvirt-dev", "pkg-config", "gcc", "libc6-dev")
 """libvirt's Python binding comes as source."""
 _INTERPRETER = ("python3-venv", "python3-dev")
 """What Debian splits off from its own interpreter; any other interpreter brings it along."""
-_TESTS = ("cron",)
-"""What only tests need: `rebalance install --cron` is tried with a real daemon."""
+_TESTS = ("cron", "iproute2")
+"""What only tests need: `rebalance install --cron` is tried with a real daemon, and hosts in namespaces are connected."""
 NESTED = ("mmdebstrap", "e2fsprogs", "qemu-utils", "openssh-client", "zstd")
 """What the nested host is built and reached with."""
 _INIT_SCRIPTS = "libvirt-daemon-system-sysv"

@@ -169,7 +169,7 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
             undo.callback(plan.nvram.unlink, missing_ok=True)
             write_atomic(plan.nvram, staged.nvram)
         for pool in plan.pools:
-            storage.refresh(pool)
+            storage.refresh_pool(pool)
         undo.callback(_undefine, hypervisor, plan)
         domain = domains.define(hypervisor, plan.own.name, plan.xml)
         if plan.manifest.autostart:
@@ -218,7 +218,7 @@ def _undoing(hypervisor: Hypervisor, plan: Plan, staged: _Staged) -> Iterator[Ex
 def _refresh(pools: tuple[Any, ...]) -> None:
     for pool in pools:
         with suppress(KvmctlError):
-            storage.refresh(pool)
+            storage.refresh_pool(pool)
 
 
 def recover(hypervisor: Hypervisor) -> None:

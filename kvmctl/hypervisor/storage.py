@@ -62,7 +62,7 @@ def is_folder(storage_pool: Any) -> bool:
     return root.get("type") in ("dir", "fs", "netfs")
 
 
-def refresh(storage_pool: Any) -> None:
+def refresh_pool(storage_pool: Any) -> None:
     """Have libvirt see which files have come and gone."""
     with doing("refresh a storage pool"):
         storage_pool.refresh(0)
