@@ -14,7 +14,7 @@ from typing import Any
 
 from kvmctl import __version__
 from kvmctl.control import snapshot_images
-from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, end
+from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, end, nvram_of
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.select import Guest
 from kvmctl.control.snapshots import Warn, facts_of, lock_of
@@ -30,7 +30,6 @@ from kvmctl.model.guest_disk import GuestFacts
 from kvmctl.model.names import check_name
 from kvmctl.model.wording import argument
 from kvmctl.xml.copied import seed_of
-from kvmctl.xml.identity import read as identity_of
 
 INTENT = "backup"
 """The journal's word for a backup that has not its name yet; its key is the path that it will have."""
@@ -221,15 +220,15 @@ def _make(hypervisor: Hypervisor, domain: Any, job: _Job, warn: Warn, progress: 
             # libvirt has it over the guest's own image, which goes on.
             qemu_img.rebase_unchecked(path, f"../../{since.id}/disks/{target}.qcow2", "qcow2")
     write_atomic(job.partial / "domain.xml", definition)
-    seed, nvram = seed_of(definition), identity_of(definition).nvram
-    _copy(nvram, job.partial / "nvram.fd")
-    if seed:
-        _copy(seed[0], job.partial / "disks" / f"{seed[1]}.seed")
+    if nvram := nvram_of(domain, definition):
+        _copy(nvram, job.partial / "nvram.fd")
+    if seed := seed_of(definition):
+        _copy(Path(seed[0]), job.partial / "disks" / f"{seed[1]}.seed")
     return _manifest(job, consistency, progress)
 
 
-def _copy(source: str | None, to: Path) -> None:
-    if source and Path(source).is_file():
+def _copy(source: Path, to: Path) -> None:
+    if source.is_file():
         shutil.copyfile(source, to)
         to.chmod(0o600)
 

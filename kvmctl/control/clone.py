@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl.control import identity, seed, snapshot_images, snapshots
-from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off
+from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, nvram_of
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.resolve import DEFAULT_POOL
 from kvmctl.control.select import Guest
@@ -29,7 +29,7 @@ from kvmctl.model.names import check_name
 from kvmctl.model.wording import argument, quoted
 from kvmctl.policy import snapshots as policy
 from kvmctl.xml.copied import copied, seed_of
-from kvmctl.xml.identity import Identity
+from kvmctl.xml.identity import Identity, nvram_path
 from kvmctl.xml.identity import read as identity_of
 
 INTENT = "clone"
@@ -83,7 +83,7 @@ def clone(
             disk.target: _image(disk.path or "", disk.format, disk.target, own, hypervisor, facts)
             for disk in facts.disks
         }
-        with _begun(hypervisor, own, definition, images) as seeded:
+        with _begun(hypervisor, domain, own, definition, images) as seeded:
             check_room(facts, Path(next(iter(images.values()))[0]).parent)
             if facts.active:
                 paths = {target: path for target, (path, _form) in images.items()}
@@ -118,21 +118,25 @@ def _image(
 
 
 @contextmanager
-def _begun(hypervisor: Hypervisor, own: Identity, definition: str, images: Files) -> Iterator[tuple[str, str] | None]:
+def _begun(
+    hypervisor: Hypervisor, domain: Any, own: Identity, definition: str, images: Files
+) -> Iterator[tuple[str, str] | None]:
     """Make NVRAM and seed of the copy for the block, beside the images that it makes itself; where it fails, all of
     them are gone again. Gives the seed's (old path, new path)."""
     journal, old = Journal(), identity_of(definition)
     seed_path, content = _seed(definition, old, own)
     new_seed = f"{Path(seed_path).parent}/{own.name}-seed-{sha256(content).hexdigest()[:12]}.iso" if seed_path else None
-    nvram = own.nvram if old.nvram and Path(old.nvram).is_file() else None
+    variables = nvram_of(domain, definition)
+    # Also where the definition says nothing of it: this is where libvirt looks for it first.
+    nvram = nvram_path(str(variables), own.name) if variables else None
     paths = [*(path for path, _form in images.values()), *filter(None, (new_seed, nvram))]
     if taken := [path for path in paths if os.path.lexists(path)]:
         raise ConflictError(f"{', '.join(taken)} exists already", "choose another name, or move it away")
     journal.begin(INTENT, own.name, {"uri": hypervisor.uri, "uuid": own.uuid, "paths": paths})
     try:
-        if nvram and old.nvram:
-            shutil.copyfile(old.nvram, nvram)
-            stat = Path(old.nvram).stat()
+        if nvram and variables:
+            shutil.copyfile(variables, nvram)
+            stat = variables.stat()
             os.chown(nvram, stat.st_uid, stat.st_gid)
             Path(nvram).chmod(stat.st_mode & 0o777)
         if new_seed:
@@ -191,7 +195,7 @@ def _linked(
         target: (f"{base.rpartition('/')[0]}/{own.name}-{target}.qcow2", "qcow2") for target, (base, _) in bases.items()
     }
     try:
-        with _begun(hypervisor, own, definition, images) as seeded:
+        with _begun(hypervisor, guest[1], own, definition, images) as seeded:
             for target, (path, _form) in images.items():
                 qemu_img.create_overlay(path, *bases[target])
                 Path(path).chmod(0o600)

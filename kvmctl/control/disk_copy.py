@@ -18,10 +18,12 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError
 from kvmctl.model.guest_disk import GuestFacts
 from kvmctl.model.units import human_size
+from kvmctl.xml import identity
 from kvmctl.xml import snapshot as xml
 
 Progress = Callable[[str, float], None]
 
+_NVRAM = Path("/var/lib/libvirt/qemu/nvram")
 KEPT_FREE = 64 << 20
 """Bytes that are left free beside what is known to come."""
 _END = 60.0
@@ -37,6 +39,16 @@ def check_images(facts: GuestFacts) -> None:
             f"disks of guest {facts.name} are no images of this host: {', '.join(elsewhere)}",
             "copy them with the tools of their storage",
         )
+
+
+def nvram_of(domain: Any, definition: str) -> Path | None:
+    """The file of a guest's UEFI variables, where there is one. Where the firmware is chosen by libvirt, only the XML
+    that a guest runs with names it, and of one that is off it lies where libvirt puts it."""
+    active = domains.state(domain) not in ("stopped", "crashed")
+    found = identity.read(domains.live_definition(domain) if active else definition).nvram
+    if found is None and xml.facts(definition, None, domain.name(), "", "").flash:
+        found = str(_NVRAM / f"{domain.name()}_VARS.fd")
+    return Path(found) if found and Path(found).is_file() else None
 
 
 def check_room(facts: GuestFacts, folder: Path) -> None:

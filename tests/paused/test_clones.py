@@ -161,6 +161,23 @@ def test_a_copy_is_another_instance_for_cloud_init(
     assert not [path for path in paths if path and Path(path.seed or "").exists()]
 
 
+def test_uefi_variables_are_copied(kvmctl: Kvmctl, guest: Callable[..., Guest], make_name: Callable[..., str]) -> None:
+    one = guest("paused", more=", boot: {firmware: uefi}")
+    variables = Path("/var/lib/libvirt/qemu/nvram") / f"{one.name}_VARS.fd"
+    kvmctl("stop", one.name, "--force", "--timeout", "0")
+    content = bytearray(variables.read_bytes())
+    content[-64:] = b"a mark of this test".ljust(64)
+    variables.write_bytes(content)
+    new = Guest(one.hypervisor, make_name("copy"))
+    kvmctl("clone", one.name, new.name)
+    kvmctl("start", new.name, "--paused")
+    copy = variables.with_name(f"{new.name}_VARS.fd")
+    assert str(copy) in domains.live_definition(new.domain)
+    assert copy.read_bytes() == bytes(content)
+    kvmctl("delete", new.name, one.name, "--force", "--yes")
+    assert not copy.exists()
+
+
 def test_names_that_are_taken_and_names_that_are_none(
     kvmctl: Kvmctl, guest: Callable[..., Guest], make_name: Callable[..., str], pool: Pool
 ) -> None:
