@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -113,8 +112,7 @@ class Pair:
 def pair() -> Iterator[Pair]:
     """Two started hosts, gone after the block. What killed runs have left goes first."""
     hosts: list[PairHost] = []
-    shared = Path(tempfile.mkdtemp(prefix=f"{PREFIX}shared-"))
-    shared.chmod(0o755)
+    shared = new_folder(f"{PREFIX}shared-", shutil.rmtree)
     try:
         for letter, address in (("a", "10.99.0.1"), ("b", "10.99.0.2")):
             hosts.append(PairHost(new_folder(NAME, PairHost.remove), letter, address))

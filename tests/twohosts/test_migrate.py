@@ -127,9 +127,9 @@ def test_guests_that_are_off(hosts: Pair, make_traveller: Make) -> None:
 
 
 def test_several_in_order_and_at_once(hosts: Pair, make_traveller: Make) -> None:
-    travellers = [make_traveller(light=True) for _ in range(3)]
+    travellers = [make_traveller(light=True) for _ in range(2)]
     names = [traveller.name for traveller in travellers]
-    rows = json.loads(hosts.a.kvmctl("migrate", *names, hosts.b.tcp, "--jobs", "3", "-o", "json").stdout)
+    rows = json.loads(hosts.a.kvmctl("migrate", *names, hosts.b.tcp, "--jobs", "2", "-o", "json").stdout)
     assert [(row["name"], row["result"]) for row in rows] == [(name, "changed") for name in names]
     assert all(traveller.is_only(hosts.b) for traveller in travellers)
     hosts.b.kvmctl("migrate", "-l", "tier=front", hosts.a.tcp)
