@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvmctl.control.weights import BALLOON, BETWEEN, REPORTS, run_key_of
 from kvmctl.host import ksm, ksm_steer, process
 from kvmctl.host.cold import Pager
 from kvmctl.host.journal import Journal
-from kvmctl.hypervisor import live
+from kvmctl.hypervisor import live, moving
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.model.host_sample import Snapshot
@@ -117,6 +118,9 @@ def _report(domain: Any, change: Change, journal: Journal, key: str) -> Outcome:
 
 def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:
     assert isinstance(change.new, int)
+    if busy := moving.busy_with(domain):
+        # libvirt would have us, and all other guests, wait for half a minute.
+        return Outcome(replace(change, how="refused"), "not applied", busy, change.old)
     whole = guest.memory_size is not None and change.new >= guest.memory_size
     try:
         live.set_balloon(domain, change.new)
