@@ -234,10 +234,11 @@ def test_a_step_moves_no_more_than_is_wanted_and_its_canaries(zram: str) -> None
         assert first.moved == first.canaries * PAGE_SIZE
         assert first.canaries == process.size // cold.SLICE
         second = until(
-            lambda: pager.page_out(process.pid, process.size, 8 * MIB), lambda one: one.moved > 0, 30, "what was moved"
+            lambda: pager.page_out(process.pid, process.size, 8 * MIB), lambda one: one.moved > MIB, 30, "what was moved"
         )
-        assert 7 * MIB <= second.moved <= 8 * MIB
-        assert pageout.swapped(process.pid) <= first.moved + second.moved
+        # Canaries in the process's own memory take the place of those that came back.
+        assert 7 * MIB <= second.moved <= 8 * MIB + second.canaries * PAGE_SIZE
+        assert pageout.swapped(process.pid) <= first.moved + second.moved + MIB
 
 
 def test_haste_takes_what_nothing_is_known_of(zram: str) -> None:
