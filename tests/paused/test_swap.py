@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +234,8 @@ def test_a_step_moves_no_more_than_is_wanted_and_its_canaries(zram: str) -> None
         first = pager.page_out(process.pid, process.size, 8 * MIB)
         assert first.moved == first.canaries * PAGE_SIZE
         assert first.canaries == process.size // cold.SLICE
-        second = until(
-            lambda: pager.page_out(process.pid, process.size, 8 * MIB), lambda one: one.moved > MIB, 30, "what was moved"
-        )
+        step = partial(pager.page_out, process.pid, process.size, 8 * MIB)
+        second = until(step, lambda one: one.moved > MIB, 30, "what was moved")
         # Canaries in the process's own memory take the place of those that came back.
         assert 7 * MIB <= second.moved <= 8 * MIB + second.canaries * PAGE_SIZE
         assert pageout.swapped(process.pid) <= first.moved + second.moved + MIB
