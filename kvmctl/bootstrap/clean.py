@@ -1,5 +1,6 @@
 """Removes what the bootstrap made, and nothing else."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -130,6 +131,17 @@ def remove_test_leftovers() -> None:
     for folder in _TEST_FOLDERS.glob(f"{_TEST_PREFIX}*"):
         if is_left_over(folder.name):
             shutil.rmtree(folder)
+    if not names("list", "--name"):
+        forget_owners(microguest.CACHE)
+
+
+def forget_owners(cache: Path) -> None:
+    """Take the account that libvirt keeps of a file's users off the micro guest's files, of which nobody is one: that
+    of a daemon that was killed never comes to its end, and then guests of another user cannot have them."""
+    for file in (file for file in cache.glob("micro*/**/*") if file.is_file()):
+        for name in os.listxattr(file):
+            if name.startswith("trusted.libvirt.security."):
+                os.removexattr(file, name)
 
 
 def is_left_over(name: str) -> bool:
