@@ -54,7 +54,7 @@ security_driver = "none"
 remember_owner = 0
 dynamic_ownership = 0
 """
-"""Guests run as root, who can read everything: files that the machine's own daemon keeps account of stay as they are."""
+"""Guests run as root, who reads everything: files that the machine's own daemon keeps account of stay as they are."""
 
 
 class NamespaceHost:
