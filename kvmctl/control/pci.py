@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,8 @@ def _to_release(device: PciDevice) -> bool:
 
 def release(plan: Plan, journal: Journal, kernel: Kernel, hypervisor: Hypervisor | None = None) -> list[Done]:
     """Release what is planned, and have libvirt forget it; what became of each. Raises as `pci_bind.release`."""
-    if hypervisor:
-        for device in (*plan.named, *plan.others):
-            if device.driver == VFIO:
-                nodedev.reattach(hypervisor, device.address)
-    done = pci_bind.release(plan.addresses, journal, kernel) if plan.addresses else []
+    forget = partial(nodedev.reattach, hypervisor) if hypervisor else None
+    done = pci_bind.release(plan.addresses, journal, kernel, forget) if plan.addresses else []
     for device in plan.idle:
         now = device.driver or NO_DRIVER
         done.append(Done(device.address, now, now, now, "unchanged"))

@@ -6,7 +6,7 @@ driver as long as it is on vfio-pci because of kvmctl. A reboot undoes all of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,8 +137,11 @@ def give_back(address: str, wanted: str | None, kernel: Kernel, ordered: str = "
     return found
 
 
-def release(addresses: Sequence[str], journal: Journal, kernel: Kernel) -> list[Done]:
+def release(
+    addresses: Sequence[str], journal: Journal, kernel: Kernel, before: Callable[[str], object] | None = None
+) -> list[Done]:
     """Give these devices back to the drivers that they had before kvmctl, else to those that the kernel chooses.
+    `before` is called with the address of each that is on vfio-pci, and may give it back itself.
 
     What became of each: the host shall have back what it can. What fails stays in the journal, to be tried again.
     Raises KvmctlError where the journal cannot be written, before anything is done.
@@ -146,15 +149,19 @@ def release(addresses: Sequence[str], journal: Journal, kernel: Kernel) -> list[
     wanted = {address: former(address, journal) for address in addresses}
     key = addresses[0]
     journal.begin(KIND, key, {"action": "release", "devices": wanted, "boot": boot_id()})
-    done = [_release(address, wanted[address], journal, kernel) for address in addresses]
+    done = [_release(address, wanted[address], journal, kernel, before) for address in addresses]
     journal.done(KIND, key)
     return done
 
 
-def _release(address: str, wanted: str | None, journal: Journal, kernel: Kernel) -> Done:
+def _release(
+    address: str, wanted: str | None, journal: Journal, kernel: Kernel, before: Callable[[str], object] | None
+) -> Done:
     old = VFIO
     try:
         old = driver(address, kernel.root)
+        if before and old == VFIO:
+            before(address)
         found = give_back(address, wanted, kernel)
         journal.forget(KIND, address)
     except KvmctlError as error:

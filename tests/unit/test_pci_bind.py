@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from kvmctl.control import pci
+from kvmctl.host import pci_bind
 from kvmctl.host.journal import Journal, boot_id
 from kvmctl.host.pci_bind import Done
 from kvmctl.host.pci_kernel import Kernel
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, TimedOutError, UnreachableError
 from kvmctl.model.pci import GuestUse
 from tests.pcihost import PciHost, PlayedKernel, desktop, server, server_kernel
-from tests.trees import fill
 
 pytestmark = pytest.mark.unit
 
@@ -389,32 +389,15 @@ def test_a_reboot_undoes_a_binding_by_itself(desk: Desk) -> None:
     assert desk.is_untouched()
 
 
-INTERRUPTS = "            CPU0\n   0:         89   {}IO-APIC   2-edge      timer\n"
+def test_a_device_that_somebody_gives_back_first_is_reported_as_given_back(desk: Desk) -> None:
+    desk.bind(NIC)
+    asked: list[str] = []
 
+    def before(address: str) -> None:
+        asked.append(address)
+        pci_bind.give_back(address, None, desk.kernel)
 
-@pytest.mark.parametrize(
-    ("interrupts", "allowed", "refused"),
-    [
-        (INTERRUPTS.format(""), None, True),
-        (INTERRUPTS.format(""), "N\n", True),
-        (INTERRUPTS.format(""), "Y\n", False),
-        (INTERRUPTS.format("IR-"), None, False),
-        ("  11:  4  GICv3  27 Level  arch_timer\n", None, False),
-    ],
-)
-def test_without_interrupt_remapping_nothing_is_bound(
-    desk: Desk, interrupts: str, allowed: str | None, refused: bool
-) -> None:
-    fill(desk.host.root / "proc", interrupts=interrupts)
-    if allowed:
-        fill(desk.host.root / "sys/module/vfio_iommu_type1/parameters", allow_unsafe_interrupts=allowed)
-    rows = {row["name"]: row for row in pci.rows(desk.machine())}
-    if not refused:
-        assert (rows[NIC]["passthrough"], rows[GPU]["passthrough"]) == ("yes", "group")
-        desk.bind(NIC)
-        return
-    assert {row["passthrough"] for row in rows.values()} == {"no"}
-    assert "not remapped" in rows[NIC]["reason"]
-    with pytest.raises(RefusedError, match="interrupts are not remapped"):
-        desk.bind(NIC)
+    (done,) = pci_bind.release([NIC], desk.journal, desk.kernel, before)
+    assert (done.old, done.found, done.result) == ("vfio-pci", "e1000e", "changed")
+    assert asked == [NIC]
     assert desk.is_untouched()
