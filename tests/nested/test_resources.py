@@ -46,7 +46,7 @@ def test_shares_are_the_weight_of_the_scope_and_a_limit_is_its_quota(nested: Nes
     nested.kvmctl("start", guest)
     path = scope(nested, guest)
     assert read(nested, f"{path}/cpu.weight") == "3000"
-    nested.kvmctl("set", guest, "cpu.limit=none")
+    nested.kvmctl("set", guest, "cpu.limit=unlimited")
     assert read(nested, f"{path}/libvirt/cpu.max").split()[0] == "max"
 
 

@@ -81,3 +81,12 @@ def test_the_mirrors_are_those_of_this_machine() -> None:
     found = debian.sources()
     assert debian.release() in [source.release for source in found]
     assert all(re.fullmatch(r"deb \S+:\S+ \S+ main", source.line) for source in found)
+
+
+def test_an_image_in_use_is_not_removed_for_another(tmp_path: Path) -> None:
+    made = Image(tmp_path)
+    assert not image._is_used(made)
+    made.stamp.write_text("{}")
+    with image.using(made):
+        assert image._is_used(made)
+    assert not image._is_used(made)

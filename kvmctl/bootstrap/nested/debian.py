@@ -1,6 +1,7 @@
 """What this machine's own package sources offer: Debian's mirrors, versions, and a newer QEMU where there is one."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def fetch_backported_qemu(folder: Path) -> str:
     for package in folder.glob("*.deb"):
         run(["dpkg-deb", "--extract", str(package), str(folder)])
         package.unlink()
+    shutil.rmtree(folder / "apt")
     program = folder / "usr/bin/qemu-system-x86_64"
     with suppress(KvmctlError):
         if "not found" not in run(["ldd", str(program)]):

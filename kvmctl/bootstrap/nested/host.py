@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from kvmctl.bootstrap.environment import CHECKOUT
-from kvmctl.bootstrap.nested.image import PLACE, Image
+from kvmctl.bootstrap.nested.image import PLACE, Image, using
 from kvmctl.bootstrap.progress import run
 from kvmctl.model.errors import KvmctlError, TimedOutError
 
@@ -271,10 +271,11 @@ def booted(image: Image, remapping: bool = True) -> Iterator[Host]:
     # The path of a socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=f"kvmctl-nested-{os.getpid()}-"))
     try:
-        host = Host(image, folder, remapping)
-        try:
-            yield host
-        finally:
-            host.close()
+        with using(image):
+            host = Host(image, folder, remapping)
+            try:
+                yield host
+            finally:
+                host.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

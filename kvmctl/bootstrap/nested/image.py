@@ -1,12 +1,14 @@
 """The image of the nested host: a whole Debian from this machine's own package sources, ready for kvmctl, which is not
 in it: that is copied in when it runs, so that the image outlives changes of the code."""
 
+import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +102,14 @@ class Image:
         return program if program.exists() else None
 
     @property
+    def stamp(self) -> Path:
+        """The versions of its packages: what is written last."""
+        return self.folder / "versions.json"
+
+    @property
     def complete(self) -> bool:
-        """Whether all of it is there; what is written last says so."""
-        return (self.folder / "versions.json").exists()
+        """Whether all of it is there."""
+        return self.stamp.exists()
 
 
 def ensure(cache: Path = CACHE) -> Image:
@@ -139,7 +146,7 @@ def _requirements() -> list[str]:
 def _build(image: Image, versions: Mapping[str, str]) -> None:
     store = open_folder(image.folder.parent)
     for old in store.iterdir():
-        if not old.is_symlink():
+        if not old.is_symlink() and not _is_used(Image(old)):
             shutil.rmtree(old)  # of other versions, or left half done
     with tempfile.TemporaryDirectory(dir=store, prefix=".building-") as scratch:
         root, made = Path(scratch) / "root", Path(scratch) / "made"
@@ -157,6 +164,25 @@ def _build(image: Image, versions: Mapping[str, str]) -> None:
         write_atomic(made / "versions.json", json.dumps(versions, indent=2) + "\n", 0o644)
         made.replace(image.folder)
     point(store / "current", image.folder)
+
+
+@contextmanager
+def using(image: Image) -> Iterator[None]:
+    """For as long as the block runs the image stays, also where another checkout builds one of its own."""
+    with image.stamp.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _is_used(image: Image) -> bool:
+    try:
+        with image.stamp.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # half done, or gone meanwhile
+    return False
 
 
 def _install(root: Path) -> None:
