@@ -18,6 +18,7 @@ import libvirt
 
 from kvmctl.host.process import find_guests
 from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
+from tests.nshost import LIBVIRTD_CONF, QEMU_CONF
 from tests.support import PREFIX, until
 
 _PRIVATE = {"run": "/run", "etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "log": "/var/log/libvirt"}
@@ -28,20 +29,6 @@ for pair in run:/run etc:/etc/libvirt lib:/var/lib/libvirt log:/var/log/libvirt;
 done
 exec libvirtd
 """
-_LIBVIRTD_CONF = """
-auth_unix_rw = "none"
-auth_unix_ro = "none"
-log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
-"""
-_QEMU_CONF = """
-stdio_handler = "file"
-user = "root"
-group = "root"
-security_driver = "none"
-remember_owner = 0
-dynamic_ownership = 0
-"""
-"""Guests run as root, who reads everything: files that the machine's own daemon keeps account of stay as they are."""
 
 
 class PrivateHost:
@@ -53,8 +40,8 @@ class PrivateHost:
         self.uri = f"qemu:///system?socket={folder}/run/libvirt/libvirt-sock"
         for name in (*_PRIVATE, "lib/images"):
             (folder / name).mkdir(mode=0o755)
-        (folder / "etc/libvirtd.conf").write_text(_LIBVIRTD_CONF)
-        (folder / "etc/qemu.conf").write_text(_QEMU_CONF)
+        (folder / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
+        (folder / "etc/qemu.conf").write_text(QEMU_CONF)
 
     def start(self) -> None:
         """Start the daemon and wait until it answers; its guests may be running already."""

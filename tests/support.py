@@ -230,3 +230,7 @@ class Screen:
             os.waitpid(self.pid, 0)
         os.close(self.terminal)
         self.terminal = -1
+
+
+Boot = Callable[..., tuple[Guest, Console]]
+"""Applies a guest with some keys, and waits until Linux in it answers: the fixture `boot` of booted tests."""

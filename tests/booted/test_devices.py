@@ -7,47 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from kvmctl.bootstrap.microguest import MicroGuest
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.xml.parse import parse
 from tests.conftest import Kvmctl
-from tests.support import Console, Guest, until
+from tests.support import Boot, Console, Guest, until
 
 pytestmark = pytest.mark.booted
 
-Boot = Callable[..., tuple[Guest, Console]]
 SECTORS = 2048
 """Sectors of a MiB."""
 
 
 @pytest.fixture
-def boot(
-    kvmctl: Kvmctl,
-    make_name: Callable[..., str],
-    hypervisor: Hypervisor,
-    micro: MicroGuest,
-    accelerator: str,
-    console: Callable[[Guest], Console],
-    tmp_path: Path,
-) -> Boot:
-    """Applies a guest with these keys and waits until Linux in it answers."""
-
-    def start(keys: str, machine: str = "q35") -> tuple[Guest, Console]:
-        name = make_name()
-        file = tmp_path / f"{name}.yaml"
-        kernel = f"kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: console=ttyS0 quiet, machine: {machine}"
-        file.write_text(
-            f"guests:\n  - name: {name}\n    accelerator: {accelerator}\n    memory: {{size: 256MiB}}\n"
-            f"    boot: {{{kernel}}}\n    {keys}\n"
-        )
-        kvmctl("apply", "-f", file)
-        guest = Guest(hypervisor, name)
-        line = console(guest)
-        line.ready()
-        return guest, line
-
-    return start
+def boot(boot: Boot) -> Boot:
+    """As all booted tests have it, of guests with 256 MiB."""
+    return lambda keys, machine="q35": boot(f"memory: {{size: 256MiB}}\n    {keys}", machine)
 
 
 def sectors(line: Console, disk: str) -> int:

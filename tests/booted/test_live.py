@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvmctl.bootstrap.microguest import MicroGuest
 from kvmctl.hypervisor import domains
-from kvmctl.hypervisor.connection import Hypervisor
 from tests.conftest import Kvmctl
-from tests.support import Console, Guest, until
+from tests.support import Boot, until
 
 pytestmark = pytest.mark.booted
-
-Boot = Callable[..., tuple[Guest, Console]]
-
-
-@pytest.fixture
-def boot(
-    kvmctl: Kvmctl,
-    make_name: Callable[..., str],
-    hypervisor: Hypervisor,
-    micro: MicroGuest,
-    accelerator: str,
-    console: Callable[[Guest], Console],
-    tmp_path: Path,
-) -> Boot:
-    """Applies a guest with these keys and waits until Linux in it answers."""
-
-    def start(keys: str) -> tuple[Guest, Console]:
-        name = make_name()
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(
-            f"guests:\n  - name: {name}\n    accelerator: {accelerator}\n"
-            f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: console=ttyS0 quiet}}\n    {keys}\n"
-        )
-        kvmctl("apply", "-f", file)
-        guest = Guest(hypervisor, name)
-        line = console(guest)
-        line.ready()
-        return guest, line
-
-    return start
 
 
 def test_a_guest_has_what_its_file_says(boot: Boot, pool: tuple[str, Path]) -> None:

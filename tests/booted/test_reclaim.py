@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kvmctl.bootstrap.microguest import MicroGuest
 from kvmctl.host import memory
 from kvmctl.hypervisor import live
 from kvmctl.model.units import MIB
 from kvmctl.policy import balloon
-from tests.conftest import Kvmctl
-from tests.hosts import PrivateHost, private_host
-from tests.shorthost import Lab, booted, guest_file
-from tests.support import Console, Guest, until
+from tests.shorthost import Lab, guest_file
+from tests.support import Guest, until
 
 pytestmark = pytest.mark.booted
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[PrivateHost]:
-    """A daemon of its own: a tick acts on all guests of one, and these are to be short of memory alone."""
-    with private_host() as found:
-        yield found
-
-
-@pytest.fixture
-def lab(
-    host: PrivateHost, kvmctl: Kvmctl, micro: MicroGuest, console: Callable[[Guest], Console], tmp_path: Path
-) -> Iterator[Lab]:
-    with booted(host, kvmctl, micro, console, tmp_path / "host.yaml") as found:
-        yield found
 
 
 def test_an_idle_guest_gives_memory_to_a_short_host_and_has_it_back(lab: Lab) -> None:

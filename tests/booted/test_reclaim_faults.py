@@ -24,27 +24,13 @@ from kvmctl.policy.memory import REPORT_SECONDS
 from kvmctl.xml import tree
 from kvmctl.xml.reclaimable import stats_period
 from tests.conftest import Kvmctl, environment
-from tests.hosts import PrivateHost, private_host
+from tests.hosts import PrivateHost
 from tests.shorthost import Lab, booted, guest_file
 from tests.support import Console, Guest, until
 
 pytestmark = pytest.mark.booted
 
 SIZE, RESERVED = 384 * MIB, 160 * MIB
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[PrivateHost]:
-    with private_host() as found:
-        yield found
-
-
-@pytest.fixture
-def lab(
-    host: PrivateHost, kvmctl: Kvmctl, micro: MicroGuest, console: Callable[[Guest], Console], tmp_path: Path
-) -> Iterator[Lab]:
-    with booted(host, kvmctl, micro, console, tmp_path / "host.yaml") as found:
-        yield found
 
 
 @pytest.fixture
