@@ -22,7 +22,7 @@ from kvmctl.host.lock import lock
 from kvmctl.host.staging import check_room, staging
 from kvmctl.host.staging import name as give_name
 from kvmctl.host.tarstream import Reader
-from kvmctl.hypervisor import backup, domains, storage
+from kvmctl.hypervisor import domains, saved, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.archive import Manifest, Part
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
@@ -144,7 +144,7 @@ def _renew_seeds(plan: Plan, files: dict[Path, Path]) -> None:
 
 def _memory_definition(hypervisor: Hypervisor, memory: Path, plan: Plan) -> str:
     """The definition that the guest goes on with: what is saved with its memory, fit for this host."""
-    text = backup.saved_definition(hypervisor.connection, str(memory))
+    text = saved.saved_definition(hypervisor.connection, str(memory))
     found = identity.read(text)
     if (found.name, found.uuid) != (plan.own.name, plan.own.uuid):
         raise UsageError("the memory in the file is another guest's", "the file was tampered with")
@@ -176,7 +176,7 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
             domains.set_autostart(domain, True)
         if staged.memory is not None:
             paused = plan.manifest.state == "paused"
-            backup.restore(hypervisor.connection, plan.own.name, str(staged.memory), staged.memory_xml, paused)
+            saved.restore(hypervisor.connection, plan.own.name, str(staged.memory), staged.memory_xml, paused)
         elif wishes.start:
             begin(domain)
         state = domains.state(domain)

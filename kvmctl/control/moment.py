@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kvmctl.control.meter import Meter
 from kvmctl.control.wait import interrupted
 from kvmctl.host import image, qcow2
 from kvmctl.host.staging import check_room, staging
-from kvmctl.hypervisor import backup, domains, storage
+from kvmctl.hypervisor import backups, domains, saved, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.storage import Volume
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
@@ -24,6 +24,7 @@ from kvmctl.model.sample import ACTIVE
 from kvmctl.model.units import MIB
 from kvmctl.model.wording import argument
 from kvmctl.xml.carried import Carried, Drive, carried
+from kvmctl.xml.snapshot import render_backup
 from kvmctl.xml.tree import read
 
 POLL = 0.2
@@ -218,22 +219,41 @@ def _back_up(domain: Any, targets: Mapping[str, str], others: tuple[str, ...], m
     agent, frozen, ours = _has_agent(domain), False, False
     try:
         try:
-            frozen = agent and backup.freeze(domain)
+            frozen = agent and _is_frozen(domain)
             ours = True
-            backup.begin(domain, targets, others)
+            backups.begin(domain, render_backup(targets, None, others), None)
         except KvmctlError:
             ours = False  # a job that stands in the way is somebody else's
             raise
         finally:
             if agent:  # Ctrl-C may have come before it was known whether they are held
-                backup.thaw(domain)
+                _thaw(domain)
         _follow(domain, meter)
     except BaseException:
         if ours:
-            backup.abort(domain)
+            backups.abort(domain)
         raise
-    backup.check_done(domain)
+    if (reason := backups.failure(domain)) is not None:
+        raise KvmctlError(
+            f"the disks of guest {domain.name()} were not copied: {reason}",
+            "look at the host's space and at the guest's log",
+        )
     return frozen
+
+
+def _is_frozen(domain: Any) -> bool:
+    try:
+        backups.freeze(domain)
+    except KvmctlError:
+        # An agent that froze some, and failed at one, has thawed them; one that answered too late has not.
+        _thaw(domain)
+        return False
+    return True
+
+
+def _thaw(domain: Any) -> None:
+    with suppress(KvmctlError):
+        backups.thaw(domain)
 
 
 def _has_agent(domain: Any) -> bool:
@@ -246,13 +266,14 @@ def _has_agent(domain: Any) -> bool:
 
 def _follow(domain: Any, meter: Meter) -> None:
     told, begun = 0, False
-    while (now := backup.progress(domain)) is not None:
-        if not begun and now.total:
-            meter.begin("copy", now.total)
+    while (now := backups.progress(domain)) is not None:
+        done, total = now
+        if not begun and total:
+            meter.begin("copy", total)
             begun = True
         if begun:
-            meter.moved(now.done - told)
-            told = now.done
+            meter.moved(done - told)
+            told = done
         if interrupted.wait(POLL):
             raise KvmctlError("interrupted while the disks were copied")
 
@@ -266,7 +287,7 @@ def _saved(domain: Any, state: str, sources: Sequence[_Source], place: Path, met
     begun = time.monotonic()
     meter.begin("save", 0)
     try:
-        backup.save(domain)
+        saved.save(domain)
         memory = _memory(domain, place)
         variables = _variables(domain)
         images = _convert(sources, place, meter)
@@ -278,13 +299,13 @@ def _saved(domain: Any, state: str, sources: Sequence[_Source], place: Path, met
 
 
 def _memory(domain: Any, place: Path) -> Path:
-    saved, own = SAVED / f"{domain.name()}.save", place / "memory.save"
-    if not backup.is_save_of(domain, str(saved)):
+    written, own = SAVED / f"{domain.name()}.save", place / "memory.save"
+    if not saved.is_save_of(domain, str(written)):
         raise KvmctlError(
-            f"{saved} is not the saved memory of guest {domain.name()}", "export it without --with-memory"
+            f"{written} is not the saved memory of guest {domain.name()}", "export it without --with-memory"
         )
     try:
-        os.link(saved, own)
+        os.link(written, own)
     except OSError:
-        shutil.copyfile(saved, own)  # on another file system
+        shutil.copyfile(written, own)  # on another file system
     return own

@@ -41,7 +41,7 @@ def failure(domain: Any) -> str | None:
     """Why the last job did not succeed, in libvirt's words; None where it did."""
     with doing(f"read the backup job of guest {domain.name()}"):
         stats = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
-    if stats.get("success", False):
+    if stats.get("type") == libvirt.VIR_DOMAIN_JOB_COMPLETED and stats.get("success", False):
         return None
     return str(stats.get("errmsg") or "libvirt does not say why")
 
