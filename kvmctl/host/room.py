@@ -36,8 +36,10 @@ def drop(uri: str, name: str) -> None:
 def asked(uri: str, resident: Mapping[str, int | None]) -> int:
     """Bytes that are asked for now, less what these guests hold of it already, by name. What is asked for on another
     hypervisor of this machine counts too; what counts no more is removed."""
-    total, boot = 0, boot_id()
-    for path in _wishes():
+    total = 0
+    wishes = _wishes()  # hardly ever any, and every tick asks
+    boot = boot_id() if wishes else ""
+    for path in wishes:
         wish = _valid(read_permitted(path) or "", boot)
         if wish is None:
             with suppress(OSError):
