@@ -59,8 +59,9 @@ def _why(domain: Any) -> str:
     from kvmctl.model.errors import NotFoundError
 
     try:
-        # The stream of a guest that ends is closed a little earlier.
-        found = until(lambda: domains.state(domain), lambda state: state not in ("running", "stopping"), 2.0)
+        # The stream of a guest that ends is closed before the guest is stopped: QEMU may take a while to leave.
+        found = until(lambda: domains.state(domain), lambda state: state != "running", 2.0)
+        found = until(lambda: domains.state(domain), lambda state: state != "stopping", 20.0)
     except NotFoundError:  # it was transient
         found = "stopped"
     return "somebody else has taken it" if found == "running" else f"the guest is {found}"
