@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kvmctl.control.defined import Definitions
 from kvmctl.control.weights import BALLOON, KIND, REPORTS, run_key
 from kvmctl.host import cgroup, counters, cpu, process, room
 from kvmctl.host import sample as host_sample
@@ -19,7 +20,7 @@ from kvmctl.model.errors import KvmctlError, NotFoundError, UnreachableError
 from kvmctl.model.host_sample import HostSample, ProcessSample, Snapshot
 from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.policy.memory import REPORT_SECONDS
-from kvmctl.xml import metadata, reclaimable, resources, tree
+from kvmctl.xml import reclaimable, tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def again(former: Observed, weights: Mapping[str, int]) -> Snapshot | None:
         return None
     taken, clock = time.monotonic_ns(), time.time()
     host = replace(former.snapshot.host, busy=cpu.busy())
-    guests = [_of_kernel(guest, former.places[guest.name]) for guest in former.snapshot.guests]
+    guests = [_of_kernel(guest, former.places[guest.name], guest.process) for guest in former.snapshot.guests]
     if any(guest.cpu_time is None for guest in guests):
         return None
     known = (
@@ -63,8 +64,9 @@ class Observer:
     hypervisor: Hypervisor
     _places: dict[tuple[str, int | None, int], Place] = field(default_factory=dict)
     """Where the kernel knows each run of a guest, with so many vCPUs."""
-    _said: dict[str, tuple[str, int, dict[str, Any]]] = field(default_factory=dict)
-    """What each guest's definition says, by its UUID: the text and the vCPUs for which that was read."""
+
+    def __post_init__(self) -> None:
+        self._definitions = Definitions(self.hypervisor.local)
 
     def observe(self) -> Observed:
         """Everything that a tick decides from: one bulk call, and of each active guest its definition and a few of
@@ -79,20 +81,23 @@ class Observer:
         guests = []
         for sample, domain in active:
             key = run_key(self.hypervisor, sample.name, sample.run)
-            found = _with_reports(self._with_definition(sample, domain), domain, key in reporting)
-            if found is not None:
-                entry, moved = set_by_us.get(key), key in moved_by_us
-                last = found.weight_set if entry is None else entry.new
-                known = replace(found, persistent=sample.uuid not in transient, weight_set=last, balloon_moved=moved)
-                guests.append(known)
+            try:
+                said = self._said(sample, domain)
+                known = dict(said, stats_period=_reports(said, domain, key in reporting))
+            except NotFoundError:
+                continue
+            if key in set_by_us:
+                known["weight_set"] = set_by_us[key].new
+            persistent = sample.uuid not in transient
+            guests.append(replace(sample, **known, persistent=persistent, balloon_moved=key in moved_by_us))
         handles = {sample.name: domain for sample, domain in active}
-        self._said = {guest.uuid: self._said[guest.uuid] for guest in guests if guest.uuid in self._said}
+        self._definitions.keep(guest.uuid for guest in guests)
         places = self._look_up(guests)
         if places:
             taken, host = time.monotonic_ns(), replace(host, busy=cpu.busy())
         guests = [
-            _of_kernel(_with_memory(guest, places[guest.name]), places[guest.name])
-            if guest.name in places
+            _of_kernel(guest, place, process.memory_of(place.pid))
+            if (place := places.get(guest.name))
             else replace(guest, process=_elsewhere(handles[guest.name]))
             for guest in guests
         ]
@@ -102,22 +107,15 @@ class Observer:
         snapshot = Snapshot(self.hypervisor.uri, taken, clock, boot_id(), tuple(guests), host)
         return Observed(snapshot, handles, places)
 
-    def _with_definition(self, sample: GuestSample, domain: Any) -> GuestSample | None:
-        """The sample with what the guest's definition promises it; without, where that cannot be read. None where the
+    def _said(self, sample: GuestSample, domain: Any) -> Mapping[str, Any]:
+        """The fields that the guest's definition tells; none, where it cannot be read. Raises NotFoundError where the
         guest is gone."""
         try:
-            text = domains.stored_definition(domain)
-            known, vcpus, said = self._said.get(sample.uuid, ("", 0, {}))
-            if (known, vcpus) != (text, sample.vcpus):
-                said = _read(text, sample.vcpus)
-                self._said[sample.uuid] = (text, sample.vcpus, said)
-        except NotFoundError:
-            return None
-        except UnreachableError:
+            return self._definitions.fields(sample, domain)
+        except (NotFoundError, UnreachableError):
             raise
         except KvmctlError:
-            return sample
-        return replace(sample, **said)
+            return {}
 
     def _host(self) -> HostSample:
         if self.hypervisor.local:
@@ -132,49 +130,27 @@ class Observer:
         keys = {guest.uuid: (guest.uuid, guest.run, guest.vcpus) for guest in guests}
         pids = process.find_guests(uuid for uuid, key in keys.items() if key not in self._places)
         new = {keys[uuid]: place for uuid, pid in pids.items() if (place := counters.place(pid, visible))}
-        self._places = {key: place for key, place in (self._places | new).items() if key in keys.values()}
+        present = set(keys.values())
+        self._places = {key: place for key, place in (self._places | new).items() if key in present}
         return {guest.name: self._places[key] for guest in guests if (key := keys[guest.uuid]) in self._places}
 
 
-def _of_kernel(sample: GuestSample, place: Place) -> GuestSample:
-    """The sample with the kernel's own counters."""
+def _of_kernel(sample: GuestSample, place: Place, memory: ProcessSample | None) -> GuestSample:
+    """The sample with the kernel's own counters, and what is known of the memory of its process."""
     now = counters.read(place)
-    seen = replace(sample.process or ProcessSample(place.pid), weight=cgroup.weight(place.directory, place.version))
+    seen = replace(memory or ProcessSample(place.pid), weight=cgroup.weight(place.directory, place.version))
     if now is None:
         return replace(sample, process=seen, cpu_time=None, vcpu_delay=None)
     return replace(sample, process=seen, cpu_time=now.cpu_time, vcpu_time=now.vcpu_time, vcpu_delay=now.vcpu_delay)
 
 
-def _read(definition: str, vcpus: int) -> dict[str, Any]:
-    """The fields of a sample that a definition tells. Raises KvmctlError."""
-    root = tree.read(definition)
-    return {
-        "promise": metadata.promise_in(root, vcpus),
-        "cpus": resources.allowed(root),
-        "weight_set": resources.defined_weight(root),
-        "memory_size": reclaimable.memory_size(root),
-        "memory_fixed": reclaimable.memory_fixed(root),
-        "has_balloon": reclaimable.has_balloon(root),
-        "stats_period": reclaimable.stats_period(root),
-    }
-
-
-def _with_reports(sample: GuestSample | None, domain: Any, by_us: bool) -> GuestSample | None:
-    """The sample with how often the running guest's balloon driver reports, where its definition has it never do so:
-    kvmctl may have told it to, or somebody else, which only the running definition says."""
-    if sample is None or sample.stats_period or not sample.has_balloon:
-        return sample
-    if by_us:
-        return replace(sample, stats_period=REPORT_SECONDS)
-    try:
-        return replace(sample, stats_period=reclaimable.stats_period(tree.read(domains.live_definition(domain))))
-    except NotFoundError:
-        return None
-
-
-def _with_memory(sample: GuestSample, place: Place) -> GuestSample:
-    """The sample with what the kernel says of the memory of its process, which is not read between two ticks."""
-    return replace(sample, process=process.memory_of(place.pid))
+def _reports(said: Mapping[str, Any], domain: Any, by_us: bool) -> int:
+    """How often the running guest's balloon driver reports, in seconds. Where its definition has it never do so, kvmctl
+    may have told it to, or somebody else, which only the running definition says. Raises NotFoundError."""
+    period: int = said.get("stats_period", 0)
+    if period or not said.get("has_balloon"):
+        return period
+    return REPORT_SECONDS if by_us else reclaimable.stats_period(tree.read(domains.live_definition(domain)))
 
 
 def _elsewhere(domain: Any) -> ProcessSample | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,13 @@ def remember(uri: str, memory: Memory) -> None:
     """Keep what this tick leaves for the next. Raises KvmctlError."""
     path = file()
     make_private_directory(path.parent)
-    kept: dict[str, Memory] = {}
+    others: dict[str, Any] = {}
     try:
-        kept |= {key: value for key, value in _parsed(read_text(path) or "").items() if value.boot == memory.boot}
+        found = _document(read_text(path) or "")
+        others |= {key: value for key, value in found.items() if key != uri and _memory(value).boot == memory.boot}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        kept.clear()  # it is replaced
-    kept[uri] = memory
-    hypervisors = {key: _plain(value) for key, value in kept.items()}
-    text = json.dumps({"version": VERSION, "hypervisors": hypervisors}) + "\n"
+        others.clear()  # it is replaced
+    text = json.dumps({"version": VERSION, "hypervisors": others | {uri: _plain(memory)}}) + "\n"
     write_atomic(path, text, durable=False)
 
 
@@ -53,21 +51,30 @@ class _VersionError(ValueError):
     pass
 
 
-def _parsed(text: str) -> dict[str, Memory]:
+def _document(text: str) -> dict[str, Any]:
+    """What is remembered of each hypervisor, as it is written."""
     document: Any = json.loads(text) if text else {"version": VERSION, "hypervisors": {}}
     if document["version"] != VERSION:
         raise _VersionError(f"its version is {document['version']}, and this kvmctl reads version {VERSION}")
-    return {str(uri): _memory(value) for uri, value in document["hypervisors"].items()}
+    return {str(uri): value for uri, value in document["hypervisors"].items()}
+
+
+def _parsed(text: str) -> dict[str, Memory]:
+    return {uri: _memory(value) for uri, value in _document(text).items()}
 
 
 def _plain(memory: Memory) -> dict[str, object]:
-    plain = asdict(replace(memory, guests={}, reclaim=None))
-    plain["guests"] = {uuid: asdict(guest) for uuid, guest in memory.guests.items()}
+    plain = _fields(memory)
+    plain["guests"] = {uuid: _fields(guest) for uuid, guest in memory.guests.items()}
     if memory.reclaim is not None:
-        reclaim = memory.reclaim
-        plain["reclaim"] = asdict(replace(reclaim, guests={}))
-        plain["reclaim"]["guests"] = {uuid: asdict(guest) for uuid, guest in reclaim.guests.items()}
+        guests = {uuid: _fields(guest) for uuid, guest in memory.reclaim.guests.items()}
+        plain["reclaim"] = _fields(memory.reclaim) | {"guests": guests}
     return plain
+
+
+def _fields(value: Memory | GuestMemory | ReclaimMemory | ReclaimGuest) -> dict[str, object]:
+    # As dataclasses.asdict, which copies all that it finds, for a hundred guests every few seconds.
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _memory(value: Mapping[str, Any]) -> Memory:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvmctl.control.foreign import change
 from kvmctl.host import cgroup, threads
+from kvmctl.host.files import stamp
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import KvmctlError
@@ -92,5 +93,5 @@ def _make(due: ThreadChange) -> Outcome:
 
 def forget_ended(journal: Journal) -> None:
     """Drop from the journal what was changed of guests that have ended: nothing of it is left to undo."""
-    if ended := [key for key in journal.entries(KIND) if not Path(key).is_dir()]:
+    if ended := [key for key in journal.entries(KIND) if stamp(key) is None]:
         journal.forget(KIND, *ended)

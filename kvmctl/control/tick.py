@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from kvmctl.model.reclaim import ReclaimPlan
 from kvmctl.policy import memory_tick
 from kvmctl.policy.tick import decide, window
 
+LATE = 100_000_000
+"""Nanoseconds after which what was observed is observed again before weights are decided from it."""
 LOCK_WAIT = 3.0
 """Seconds that a tick waits for a person's command to finish before it leaves its turn out."""
 
@@ -105,7 +108,8 @@ class Controller:
                 self._let_go(observed)
             # Files on a disk are written outside of this: on a busy host that takes seconds.
             with self._deciding:
-                later = again(observed, self._weights) if self.trimming else None
+                late = self.trimming and time.monotonic_ns() - observed.snapshot.taken > LATE
+                later = again(observed, self._weights) if late else None
                 planned = self._decide(replace(observed, snapshot=later) if later else observed, below)
                 weights = apply(self.hypervisor, planned.observed, planned.plan.changes, journaled=self.trimming)
                 self.memory = self._at_tick = planned.memory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvmctl.host import cgroup
 from kvmctl.host.cgroup import Mount
-from kvmctl.host.files import read_int, read_permitted
+from kvmctl.host.files import read_figures, read_int, read_permitted
 
 _PROC = Path("/proc")
 
@@ -62,12 +62,12 @@ def _usage(own: Path, mount: Mount, visible: tuple[Mount, ...]) -> Path:
 def read(found: Place) -> Counters | None:
     """The counters now; None where the guest, or one of its vCPUs, is gone."""
     used = _microseconds(found.usage) if found.usage.name == "cpu.stat" else read_int(found.usage)
-    threads = [(read_permitted(file) or "").split() for file in found.vcpus]
+    threads = [(read_figures(file) or b"").split() for file in found.vcpus]
     if used is None or not all(len(fields) >= 2 for fields in threads):
         return None
     return Counters(used, tuple(int(f[0]) for f in threads), tuple(int(f[1]) for f in threads))
 
 
 def _microseconds(file: Path) -> int | None:
-    lines = (line.split() for line in (read_permitted(file) or "").splitlines())
-    return next((int(words[1]) * 1000 for words in lines if words[:1] == ["usage_usec"]), None)
+    lines = (line.split() for line in (read_figures(file) or b"").splitlines())
+    return next((int(words[1]) * 1000 for words in lines if words[:1] == [b"usage_usec"]), None)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvmctl.host import cgroup
-from kvmctl.host.files import PAGE_SIZE, read_int, read_permitted, write_kernel
+from kvmctl.host.files import PAGE_SIZE, read_figures, read_int, read_permitted, write_kernel
 from kvmctl.model.host_sample import ProcessSample
 
 _PROC = Path("/proc")
-_STATUS_FIGURE = re.compile(r"^(VmRSS|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
-_KSM_FIGURE = re.compile(r"^(ksm_merging_pages|ksm_process_profit|ksm_rmap_items) (-?\d+)$", re.MULTILINE)
+_STATUS_FIGURE = re.compile(rb"^(VmRSS|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+_KSM_FIGURE = re.compile(rb"^(ksm_merging_pages|ksm_process_profit|ksm_rmap_items) (-?\d+)$", re.MULTILINE)
 _RMAP_ITEM = 64
 """Bytes that the kernel keeps for each page it follows; its own `ksm_process_profit` counts them so."""
 
@@ -53,21 +53,21 @@ def memory_of(pid: int, proc: Path = _PROC) -> ProcessSample | None:
 
     From `status` and `ksm_stat`: `smaps_rollup` walks all page tables, which takes long on a large guest.
     """
-    directory = proc / str(pid)
-    status = read_permitted(directory / "status")
+    directory = f"{proc}/{pid}"
+    status = read_figures(f"{directory}/status")
     if status is None:
         return None
     sizes = {name: int(kib) * 1024 for name, kib in _STATUS_FIGURE.findall(status)}
     merging, profit = _ksm(directory)
     # After the name, which may hold anything, the tenth field is the number of major faults.
-    fields = (read_permitted(directory / "stat") or "").rpartition(")")[2].split()
+    fields = (read_figures(f"{directory}/stat") or b"").rpartition(b")")[2].split()
     return ProcessSample(
         pid=pid,
-        rss=sizes.get("VmRSS"),
-        swapped=sizes.get("VmSwap"),
+        rss=sizes.get(b"VmRSS"),
+        swapped=sizes.get(b"VmSwap"),
         ksm_merging_pages=merging,
         ksm_process_profit=profit,
-        page_tables=sizes.get("VmPTE"),
+        page_tables=sizes.get(b"VmPTE"),
         oom_score_adj=oom_score_adj(pid, proc),
         major_faults=int(fields[9]) if len(fields) > 9 else None,
     )
@@ -75,7 +75,7 @@ def memory_of(pid: int, proc: Path = _PROC) -> ProcessSample | None:
 
 def oom_score_adj(pid: int, proc: Path = _PROC) -> int | None:
     """What the kernel adds to the badness of the process when memory has run out; None where it is gone."""
-    return read_int(proc / str(pid) / "oom_score_adj")
+    return read_int(f"{proc}/{pid}/oom_score_adj")
 
 
 def set_oom_score_adj(pid: int, value: int, proc: Path = _PROC) -> int:
@@ -93,14 +93,15 @@ def sample(pid: int, proc: Path = _PROC, visible: tuple[cgroup.Mount, ...] | Non
     return replace(found, weight=cpu.weight, quota=cpu.quota_cores) if found and cpu else found
 
 
-def _ksm(directory: Path) -> tuple[int | None, int | None]:
+def _ksm(directory: str) -> tuple[int | None, int | None]:
     """`ksm_merging_pages` and `ksm_process_profit`; Linux before 6.4 has the former in a file of its own,
     and the latter's formula is profit = merging · page size - rmap items · 64."""
-    figures = {name: int(value) for name, value in _KSM_FIGURE.findall(read_permitted(directory / "ksm_stat") or "")}
-    merging = figures.get("ksm_merging_pages")
+    found = _KSM_FIGURE.findall(read_figures(f"{directory}/ksm_stat") or b"")
+    figures = {name: int(value) for name, value in found}
+    merging = figures.get(b"ksm_merging_pages")
     if merging is None:
-        merging = read_int(directory / "ksm_merging_pages")
-    profit = figures.get("ksm_process_profit")
-    if profit is None and merging is not None and "ksm_rmap_items" in figures:
-        profit = merging * PAGE_SIZE - figures["ksm_rmap_items"] * _RMAP_ITEM
+        merging = read_int(f"{directory}/ksm_merging_pages")
+    profit = figures.get(b"ksm_process_profit")
+    if profit is None and merging is not None and b"ksm_rmap_items" in figures:
+        profit = merging * PAGE_SIZE - figures[b"ksm_rmap_items"] * _RMAP_ITEM
     return merging, profit

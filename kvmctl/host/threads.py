@@ -36,11 +36,11 @@ def read(own: Path, version: int) -> Threads | None:
             names = sorted(entry.name for entry in entries)
     except OSError:
         return None
-    helpers = {name: weight(directory / name, version) for name in names if _HELPER.fullmatch(name)}
+    helpers = {name: weight(f"{directory}/{name}", version) for name in names if _HELPER.fullmatch(name)}
     vcpus = tuple(name for name in names if _VCPU.fullmatch(name))
     return Threads(directory, version, helpers, vcpus) if helpers and vcpus else None
 
 
-def weight(directory: Path, version: int) -> int | None:
+def weight(directory: str | Path, version: int) -> int | None:
     """What one group weighs; None where it is gone, or the CPU controller is not enabled for it."""
-    return read_int(directory / cgroup.WEIGHT_FILES[version])
+    return read_int(f"{directory}/{cgroup.WEIGHT_FILES[version]}")

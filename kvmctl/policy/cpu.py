@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from kvmctl.model.promise import Promise
@@ -90,7 +91,7 @@ def entitlements(
     exact = {name: Fraction(cores) / (unit if name in hungry else sure_unit) for name, cores in aimed.items()}
     # Less a billionth, which floats may have added: equal guests that reserve everything get equal weights.
     kept = {c.name: Fraction(min(c.floor, float(sure[c.name].amount)) / capacity * (1 - 1e-9)) for c in claims}
-    found = weights(exact, kept)
+    found = _weights(tuple(exact.items()), tuple(kept.items()))
     said = notes(found, aimed, kept)
     return tuple(
         Entitlement(
@@ -103,6 +104,12 @@ def entitlements(
         )
         for claim in claims
     )
+
+
+@lru_cache(maxsize=4)
+def _weights(exact: tuple[tuple[str, Fraction], ...], kept: tuple[tuple[str, Fraction], ...]) -> dict[str, int]:
+    # As long as no CPU is scarce these are the same at every tick. Nobody changes what is returned.
+    return weights(dict(exact), dict(kept))
 
 
 def _level(portions: Mapping[str, Portion]) -> Fraction | None:
@@ -127,7 +134,13 @@ def divided(
         Claim(claim.name, claim.shares, min(claim.floor, ceilings[claim.name]), ceilings[claim.name], claim.cpus)
         for claim in claims
     ]
-    return divide(plain, capacity, cpus)
+    return _divide(tuple(plain), capacity, cpus)
+
+
+@lru_cache(maxsize=4)
+def _divide(claims: tuple[Claim, ...], capacity: float, cpus: frozenset[int]) -> dict[str, Portion]:
+    # What guests are sure of is the same at every tick, until one comes or goes. Nobody changes what is returned.
+    return divide(claims, capacity, cpus)
 
 
 def bounds_of(claims: Sequence[CpuClaim], portions: Mapping[str, Portion]) -> dict[str, Bound]:

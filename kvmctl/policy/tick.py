@@ -170,7 +170,8 @@ def _corrected(
         return dict(memories)
     claims = [CpuClaim(g.name, _promise(g), g.vcpus, _satisfied(measured[g.name]), g.cpus) for g in guests]
     had = sum(one.used for one in measured.values())
-    portions = divided(claims, had, online, by_demand=True) if had > 0 else {}
+    hungry = any(one.hungry for one in measured.values())
+    portions = divided(claims, had, online, by_demand=True) if had > 0 and hungry else {}
     due = {
         claim.name: float(portions[claim.name].amount) for claim in claims if portions and measured[claim.name].hungry
     }

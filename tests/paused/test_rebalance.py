@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -320,3 +321,36 @@ def test_a_run_that_was_killed_between_two_ticks_makes_nobody_a_stranger(
     row = next(r for r in kvmctl("-c", URI, "-o", "json", "rebalance").json() if r["name"] == guests[0].name)
     assert row["result"] == "changed"
     assert "somebody else" not in row["reason"]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the guests whose definitions libvirt is asked for."""
+    found: list[str] = []
+
+    def noted(domain: Any) -> str:
+        found.append(domain.name())
+        return stored_definition(domain)
+
+    stored_definition = domains.stored_definition
+    monkeypatch.setattr(domains, "stored_definition", noted)
+    return found
+
+
+def test_a_definition_is_asked_for_again_where_its_file_has_changed_and_only_then(
+    guests: list[Guest], controller: Controller, kvmctl: Kvmctl, asked: list[str]
+) -> None:
+    controller.tick()
+    assert not asked
+    kvmctl("-c", URI, "set", guests[0].name, "cpu.shares=3000")
+    seen = controller.tick().observed.snapshot.guests
+    assert asked == [guests[0].name]
+    assert next(one.promise and one.promise.cpu_shares for one in seen if one.name == guests[0].name) == 3000
+
+
+def test_a_definition_is_asked_for_again_after_a_while_whatever_its_file_says(
+    guests: list[Guest], controller: Controller, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    monkeypatch.setattr("kvmctl.control.defined.ASK_AGAIN", -1.0)
+    controller.tick()
+    assert {guest.name for guest in guests} <= set(asked)

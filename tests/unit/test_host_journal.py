@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,30 @@ def test_several_changes_are_recorded_at_once(journal: Journal) -> None:
     }
     journal.forget("weight", "a", "b", "c")
     assert journal.entries("weight") == {}
+
+
+def test_what_another_writes_is_seen_at_once_though_what_was_read_is_kept(journal: Journal) -> None:
+    other = Journal(journal.path)
+    journal.record("weight", "a", 1, 2)
+    old = journal.path.stat()
+    os.utime(journal.path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+    assert journal.entries("weight")["a"].new == 2
+    journal.entries("weight").clear()
+    assert journal.entries("weight")["a"].new == 2
+    for new in (3, 4, 5):
+        other.record("weight", "a", 1, new)
+        assert journal.entries("weight")["a"].new == new
+    journal.path.unlink()
+    assert journal.entries("weight") == {}
+
+
+def test_what_was_read_is_not_read_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.record("weight", "a", 1, 2)
+    old = journal.path.stat()
+    os.utime(journal.path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+    assert journal.entries("weight")["a"].new == 2
+    monkeypatch.setattr("kvmctl.host.journal.read_text", None)
+    assert Journal(journal.path).entries("weight")["a"].new == 2
 
 
 def test_writers_at_the_same_time_lose_nothing(journal: Journal) -> None:
