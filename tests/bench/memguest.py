@@ -45,7 +45,7 @@ MIXES = {
     "standard": Mix(hot=96, cold=64, same=64, zero=32, cache=96),
     "homogeneous": Mix(hot=64, cold=32, same=160, zero=32, cache=64),
     "diverse": Mix(hot=128, cold=96, same=16, zero=16, cache=96),
-    "light": Mix(hot=48, cold=48, same=32, zero=16, cache=160),
+    "light": Mix(hot=48, cold=32, same=16, zero=16, cache=288),
 }
 """`light` has a third and more of its memory to give away."""
 

@@ -14,9 +14,9 @@ Only guests of Proxmox and kvmctl report free pages, as these make them; with --
 
     density   guests are added one by one, each given --settle seconds, until one of all is below 95 % of its solo rate,
               or is killed, or the policy refuses the next. MiB/guest: what the host has used of its memory for each
-    release   four guests that need little, and a process that takes all the memory that is free: seconds until the
-              guests have given it a third of theirs. relief: the hot part of a squeezed guest grows by two times;
-              seconds until it is well again
+    release   four guests that need little and have filled the rest with page cache, and a process that takes all the
+              memory that is free: seconds until the guests have given it a third of theirs. relief: the hot part of a
+              squeezed guest grows to three times its size; seconds until it is well again
     soak      guests of 150 % of the memory, whose hot parts change at random: kills, and the longest that one was
               below 90 % of its solo rate on end
 """
