@@ -68,10 +68,10 @@ class Observer:
     def __post_init__(self) -> None:
         self._definitions = Definitions(self.hypervisor.local)
 
-    def observe(self) -> Observed:
+    def observe(self, weights: Mapping[str, int] | None = None) -> Observed:
         """Everything that a tick decides from: one bulk call, and of each active guest its definition and a few of
-        the kernel's files, whose counters are read last and together. Raises UnreachableError; a guest that ends
-        meanwhile is left out."""
+        the kernel's files, whose counters are read last and together. `weights` as for `again`. Raises
+        UnreachableError; a guest that ends meanwhile is left out."""
         pairs = domains.samples_with_domains(self.hypervisor, measure=True)
         taken, clock, host = time.monotonic_ns(), time.time(), self._host()
         active = [(sample, domain) for sample, domain in pairs if sample.state in ACTIVE]
@@ -87,7 +87,8 @@ class Observer:
             except NotFoundError:
                 continue
             if key in set_by_us:
-                known["weight_set"] = set_by_us[key].new
+                last = set_by_us[key].new
+                known["weight_set"] = (weights or {}).get(sample.name) if last is None else last
             persistent = sample.uuid not in transient
             guests.append(replace(sample, **known, persistent=persistent, balloon_moved=key in moved_by_us))
         handles = {sample.name: domain for sample, domain in active}

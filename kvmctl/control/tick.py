@@ -101,7 +101,7 @@ class Controller:
     def tick(self) -> Ticked:
         """One whole round, under the hypervisor's lock. Raises LockedError where that is not to be had in time."""
         with self._locked():
-            observed = self.observer.observe()
+            observed = self.observer.observe(self._weights)
             below = ground.plan(observed, self._at_tick, self.policy)
             outcomes = ground.make(below)
             if self.trimming:

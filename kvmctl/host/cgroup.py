@@ -14,6 +14,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from kvmctl.host.files import read_int, read_permitted, write_kernel
@@ -62,8 +63,13 @@ class CgroupCpu:
 
 def mounts(proc: Path = Path("/proc")) -> tuple[Mount, ...]:
     """The cgroup hierarchies that this process can see."""
+    return _mounts(read_permitted(proc / "self/mountinfo") or "")
+
+
+@lru_cache(maxsize=4)
+def _mounts(text: str) -> tuple[Mount, ...]:
     found: dict[str, Mount] = {}
-    for line in (read_permitted(proc / "self/mountinfo") or "").splitlines():
+    for line in text.splitlines():
         before, separator, after = line.partition(" - ")
         fields, source = before.split(" "), after.split(" ")
         if not separator or len(fields) < 5 or len(source) < 3 or source[0] not in ("cgroup", "cgroup2"):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from kvmctl.host import cgroup
@@ -32,13 +33,20 @@ def read(own: Path, version: int) -> Threads | None:
     """The groups of the guest whose own directory this is; None where it has none, or is gone."""
     directory = cgroup.threads_directory(own)
     try:
-        with os.scandir(directory) as entries:
-            names = sorted(entry.name for entry in entries)
+        helpers, vcpus = _groups(tuple(os.listdir(directory)))  # noqa: PTH208  it would make a path of each
     except OSError:
         return None
-    helpers = {name: weight(f"{directory}/{name}", version) for name in names if _HELPER.fullmatch(name)}
-    vcpus = tuple(name for name in names if _VCPU.fullmatch(name))
-    return Threads(directory, version, helpers, vcpus) if helpers and vcpus else None
+    if not helpers or not vcpus:
+        return None
+    return Threads(directory, version, {name: weight(f"{directory}/{name}", version) for name in helpers}, vcpus)
+
+
+@lru_cache(maxsize=64)
+def _groups(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of the names are helpers' groups, and which vCPUs': most guests' folders hold the same."""
+    ordered = sorted(names)
+    helpers, vcpus = (tuple(filter(kind.fullmatch, ordered)) for kind in (_HELPER, _VCPU))
+    return helpers, vcpus
 
 
 def weight(directory: str | Path, version: int) -> int | None:
