@@ -110,9 +110,9 @@ class _Short:
 
     @property
     def goal(self) -> int:
-        """Bytes that balloons are to take: more each time where what they took has not sufficed, since somebody takes
-        it as fast."""
-        return self.due << min(self.before, MOST_DOUBLED)
+        """Bytes that balloons are to take: twice what is missing, as somebody takes it meanwhile, and more each time
+        where what they took has not sufficed."""
+        return self.due << min(self.before + 1, MOST_DOUBLED)
 
     @property
     def why(self) -> str:
