@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -23,3 +24,16 @@ class Silent:
 
     def moved(self, count: int) -> None:
         """Nothing is shown."""
+
+
+def shares(meter: Meter, size: int) -> Callable[[float], None]:
+    """Takes how much is done, 0.0 to 1.0, of a part of the step that has `size` bytes."""
+    told = 0
+
+    def take(share: float) -> None:
+        nonlocal told
+        now = int(size * share)
+        meter.moved(now - told)
+        told = now
+
+    return take

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl.control import nvram
-from kvmctl.control.meter import Meter
+from kvmctl.control.meter import Meter, shares
 from kvmctl.control.wait import interrupted
-from kvmctl.host import image, qcow2
+from kvmctl.host import qcow2, qemu_img
 from kvmctl.host.staging import check_room, staging
 from kvmctl.hypervisor import backups, domains, saved, storage
 from kvmctl.hypervisor.connection import Hypervisor
@@ -167,10 +167,10 @@ def _convert(sources: Sequence[_Source], place: Path, meter: Meter, in_place: bo
         target = source.path
         if source.drive.kind == "disk" and not stays:
             target = place / f"{source.drive.target}.qcow2"
-            image.convert(source.path, source.form, target, "qcow2", size, meter.moved)
+            qemu_img.convert(source.path, source.form, target, "qcow2", shares(meter, size))
         elif source.drive.kind != "disk" and source.form != "raw":
             target = place / f"{source.drive.target}.raw"
-            image.convert(source.path, source.form, target, "raw", size, meter.moved)
+            qemu_img.convert(source.path, source.form, target, "raw", shares(meter, size))
         images.append(_image(source, target))
     return tuple(images)
 
@@ -183,18 +183,17 @@ def _is_compact(source: _Source, size: int) -> bool:
         qcow2.check(source.path)
     except KvmctlError:
         return False
-    found = image.info(source.path, "qcow2")
-    return not found["format-specific"]["data"].get("bitmaps")
+    return not qemu_img.image(str(source.path), "qcow2").bitmaps
 
 
 def _required(source: _Source) -> int:
     if source.drive.kind != "disk" and source.form == "raw":
         return 0
-    return image.required(source.path, source.form, "qcow2" if source.drive.kind == "disk" else "raw")
+    return qemu_img.required(source.path, source.form, "qcow2" if source.drive.kind == "disk" else "raw")
 
 
 def _image(source: _Source, path: Path) -> Image:
-    capacity = int(image.info(path, "qcow2")["virtual-size"]) if source.drive.kind == "disk" else path.stat().st_size
+    capacity = qemu_img.image(str(path), "qcow2").size if source.drive.kind == "disk" else path.stat().st_size
     volume = source.volume
     return Image(source.drive, path, capacity, volume.name if volume else None, volume.pool if volume else None)
 

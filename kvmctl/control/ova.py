@@ -16,11 +16,11 @@ from kvmctl.control import identity as identities
 from kvmctl.control import place
 from kvmctl.control.accelerate import chooser
 from kvmctl.control.inspect import described
-from kvmctl.control.meter import Meter
+from kvmctl.control.meter import Meter, shares
 from kvmctl.control.moment import Moment
 from kvmctl.control.place import Place, Plan, Wishes
 from kvmctl.control.plan import Planner
-from kvmctl.host import image, tarstream, vmdk
+from kvmctl.host import qemu_img, tarstream, vmdk
 from kvmctl.host.staging import check_room, staging
 from kvmctl.host.tarstream import Reader
 from kvmctl.hypervisor.connection import Hypervisor
@@ -72,7 +72,7 @@ def package(hypervisor: Hypervisor, name: str, now: Moment, folder: Path, meter:
     for number, found in enumerate(disks, 1):
         target = folder / f"{name}-disk{number}.vmdk"
         size = found.path.stat().st_size
-        image.convert(found.path, "qcow2", target, "vmdk", size, meter.moved, "subformat=streamOptimized")
+        qemu_img.convert(found.path, "qcow2", target, "vmdk", shares(meter, size), "subformat=streamOptimized")
         files.append((target, found.capacity))
     now.check()
     machine = _machine(spec, len(disks))
@@ -241,10 +241,10 @@ def _convert(plan: Plan, machine: Machine, found: dict[str, bytes | Path], meter
         assert isinstance(source, Path)
         vmdk.check(source, disk.capacity)
         target = source.with_suffix(f".{one.part.target}.qcow2")
-        size = image.required(source, "vmdk")
+        size = qemu_img.required(source, "vmdk")
         check_room(target.parent, size)
         meter.begin("convert", size)
-        image.convert(source, "vmdk", target, "qcow2", size, meter.moved)
+        qemu_img.convert(source, "vmdk", target, "qcow2", shares(meter, size))
         files[one.path] = target
     return files
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PROGRAM = "qemu-img"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+_ANSWER = 60.0
+"""Seconds for a question about an image."""
 MOST_IMAGES = 64
 """Images in a chain beyond which something else than snapshots made it."""
 
@@ -57,8 +59,7 @@ def image(path: str, form: str) -> Image:
 
     The format is never guessed: the guest itself writes what would be guessed from, on a raw disk.
     """
-    # Without protocols in its name: a file called `nbd:host` is a file.
-    data: dict[str, Any] = _read(_run("info", "-U", "-f", form, "--output=json", f"file:{path}"))
+    data = info(path, form)
     backing = data.get("full-backing-filename") or data.get("backing-filename")
     return Image(
         path=path,
@@ -71,6 +72,23 @@ def image(path: str, form: str) -> Image:
         bitmaps=tuple(str(one["name"]) for one in _specific(data).get("bitmaps", ())),
         compat=_specific(data).get("compat"),
     )
+
+
+def info(path: str | Path, form: str) -> dict[str, Any]:
+    """What the tool itself says of an image, whose backing file it does not look at. Raises as `image`."""
+    found: dict[str, Any] = _read(_run("info", "-U", "-f", form, "--output=json", _plain(path), seconds=_ANSWER))
+    return found
+
+
+def required(path: str | Path, form: str, output: str = "qcow2") -> int:
+    """Bytes that the image takes at most once it is converted to `output`. Raises NotFoundError, KvmctlError."""
+    words = ("measure", "-U", "-f", form, "-O", output, "--output=json", _plain(path))
+    return int(_read(_run(*words, seconds=_ANSWER))["required"])
+
+
+def _plain(path: str | Path) -> str:
+    """The path as the tool takes it for a file, whatever is in its name: `nbd:host` would be an address."""
+    return f"file:{path}"
 
 
 def _specific(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -93,7 +111,7 @@ def create_overlay(path: str, base: str, base_format: str, relative: bool = Fals
 
 def is_untouched(overlay: str) -> bool:
     """Whether nothing was ever written to an overlay, so that it reads as its base does."""
-    extents = _read(_run("map", "-U", "-f", "qcow2", "--output=json", f"file:{overlay}"))
+    extents = _read(_run("map", "-U", "-f", "qcow2", "--output=json", _plain(overlay)))
     return all(one["depth"] > 0 or not one.get("present", True) for one in extents)
 
 
@@ -108,13 +126,21 @@ def rebase_unchecked(path: str, base: str, base_format: str) -> None:
 
 
 def convert(
-    source: str, form: str, path: str, out_format: str, progress: Callable[[float], None] = lambda _done: None
+    source: str | Path,
+    form: str,
+    path: str | Path,
+    out_format: str,
+    progress: Callable[[float], None] = lambda _done: None,
+    options: str = "",
 ) -> None:
-    """Copy an image with everything below it into one; unused blocks are left out. `progress` gets 0.0 to 1.0.
+    """Copy an image with everything below it into one; unused blocks are left out. `progress` gets 0.0 to 1.0,
+    `options` are those of the new format.
 
-    A file that is there is replaced. Raises KvmctlError; what was written stays.
+    A file that is there is replaced. Raises ConflictError where a guest has the image open, since what it writes
+    meanwhile would not be of one moment; KvmctlError. What was written stays.
     """
-    _run("convert", "-p", "-f", form, "-O", out_format, source, path, progress=progress)
+    more = ("-o", options) if options else ()
+    _run("convert", "-p", "-f", form, "-O", out_format, *more, _plain(source), _plain(path), progress=progress)
 
 
 def _read(text: str) -> Any:
@@ -123,7 +149,7 @@ def _read(text: str) -> Any:
     return json.loads(text)
 
 
-def _run(*arguments: str, progress: Callable[[float], None] | None = None) -> str:
+def _run(*arguments: str, progress: Callable[[float], None] | None = None, seconds: float | None = None) -> str:
     import subprocess  # every plan of a guest loads this module, and few need this
 
     # The tool ends with us, however we end: else it would go on writing a file that nobody knows of.
@@ -131,7 +157,12 @@ def _run(*arguments: str, progress: Callable[[float], None] | None = None) -> st
     environment = os.environ | {"LC_ALL": "C"}
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            process_group=0,  # Ctrl-C is for us, and we end it
         )
     except OSError as error:
         raise NotFoundError(
@@ -140,10 +171,12 @@ def _run(*arguments: str, progress: Callable[[float], None] | None = None) -> st
     try:
         if progress is not None:
             _follow(process, progress)
-        out, err = process.communicate()
-    except BaseException:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException as error:
         process.kill()
         process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise KvmctlError(f"qemu-img has not answered about {arguments[-1]} in {seconds:.0f} s") from error
         raise
     if process.returncode:
         raise _failed(arguments, process.returncode, err.decode(errors="replace"))
@@ -159,7 +192,7 @@ def _follow(process: subprocess.Popen[bytes], progress: Callable[[float], None])
 
 def _failed(arguments: Sequence[str], code: int, said: str) -> KvmctlError:
     last = said.strip().splitlines()[-1].removeprefix(f"{_PROGRAM}: ") if said.strip() else f"exit code {code}"
-    text = f"qemu-img {arguments[0]} {arguments[-1]} failed: {last}"
+    text = f"qemu-img {arguments[0]} {arguments[-1].removeprefix('file:')} failed: {last}"
     if code == 127 or "failed to execute" in said:
         return NotFoundError("there is no qemu-img on this host", "apt install qemu-utils")
     if "lock" in said:
@@ -168,7 +201,7 @@ def _failed(arguments: Sequence[str], code: int, said: str) -> KvmctlError:
         return KvmctlError(text, "make room in the folder of that file, and try again")
     if "No such file" in said:
         return NotFoundError(text, "look at the images of the guest: kvmctl show")
-    return KvmctlError(text)
+    return KvmctlError(text, "look at the image: qemu-img check")
 
 
 def sync(path: str) -> None:

@@ -10,7 +10,7 @@ import os
 import struct
 from pathlib import Path
 
-from kvmctl.host import image
+from kvmctl.host import qemu_img
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
 
 MAGIC = b"KDMV"
@@ -41,7 +41,7 @@ def check(path: Path, capacity: int) -> None:
         raise KvmctlError(f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    found = image.info(path, "vmdk")
+    found = qemu_img.info(path, "vmdk")
     others = [one.get("filename") for one in found["format-specific"]["data"]["extents"]]
     if found.get("backing-filename") or len(others) != 1 or Path(str(others[0]).removeprefix("file:")) != path:
         raise RefusedError("a disk refers to other files, which would be this host's", _HINT)

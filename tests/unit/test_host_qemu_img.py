@@ -150,3 +150,22 @@ def test_the_tool_ends_with_its_caller(tmp_path: Path) -> None:
             return "gone"
 
     until(state, lambda found: found in ("gone", "Z"), 20, "the tool")
+
+
+def test_an_image_whose_name_is_an_address_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "nbd:localhost:1"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", f"file:{path}", "1M"], check=True)
+    qemu_img.convert(path, "raw", tmp_path / "a:b.qcow2", "qcow2", options="compat=0.10")
+    made = qemu_img.image(str(tmp_path / "a:b.qcow2"), "qcow2")
+    assert (made.size, made.compat) == (1 << 20, "0.10")
+    assert qemu_img.required(tmp_path / "a:b.qcow2", "qcow2") < 1 << 20
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    for ask in (qemu_img.info, qemu_img.required):
+        with pytest.raises(KvmctlError, match="failed") as caught:
+            ask(tmp_path / "a", "qcow2")
+        assert "qemu-img check" in caught.value.hint
+    with pytest.raises(KvmctlError, match="convert"):
+        qemu_img.convert(tmp_path / "a", "qcow2", tmp_path / "b", "qcow2")

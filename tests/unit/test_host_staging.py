@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmctl.host import image, staging
+from kvmctl.host import staging
 from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError
 
 pytestmark = pytest.mark.unit
@@ -68,42 +68,3 @@ def test_room(tmp_path: Path) -> None:
     staging.check_room(tmp_path, 0)
     with pytest.raises(RefusedError, match="are free"):
         staging.check_room(tmp_path, found.f_bavail * found.f_frsize)
-
-
-# Images
-
-
-def test_an_image_whose_name_is_an_address_is_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "nbd:localhost:1"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", f"file:{path}", "1M"], check=True)
-    told: list[int] = []
-    image.convert(path, "raw", tmp_path / "a:b.qcow2", "qcow2", 1000, told.append)
-    assert sum(told) == 1000
-    assert image.info(tmp_path / "a:b.qcow2", "qcow2")["virtual-size"] == 1 << 20
-    assert image.required(tmp_path / "a:b.qcow2", "qcow2") < 1 << 20
-
-
-def test_what_is_no_image(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 1000)
-    for ask in (image.info, image.required):
-        with pytest.raises(KvmctlError, match="cannot read") as caught:
-            ask(tmp_path / "a", "qcow2")
-        assert "qemu-img check" in caught.value.hint
-    with pytest.raises(KvmctlError, match="cannot convert"):
-        image.convert(tmp_path / "a", "qcow2", tmp_path / "b", "qcow2", 1)
-
-
-def test_an_image_that_is_in_use_is_a_conflict(tmp_path: Path) -> None:
-    path = tmp_path / "a.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
-    user = subprocess.Popen(["qemu-io", "-f", "qcow2", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert user.stdin
-    assert user.stdout
-    user.stdin.write(b"length\n")
-    user.stdin.flush()
-    user.stdout.readline()
-    try:
-        with pytest.raises(ConflictError, match="another program"):
-            image.convert(path, "qcow2", tmp_path / "b", "qcow2", 1)
-    finally:
-        user.communicate()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmctl.host import vmdk
@@ -230,6 +230,7 @@ def test_a_parent(tmp_path: Path, old: bytes, new: bytes, subformat: str) -> Non
     assert isinstance(caught.value, RefusedError) or subformat == "streamOptimized"
 
 
+@settings(deadline=None)  # each example runs qemu-img
 @given(data=st.data())
 def test_any_damage_is_seen_or_harmless(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = made(tmp_path_factory.mktemp("vmdk"))
