@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvmctl.control.snapshot_images import frozen
+from kvmctl.control.freeze import frozen
 from kvmctl.control.snapshots import FROZEN, OFF, UNFROZEN, Warn
 from kvmctl.control.wait import until
 from kvmctl.host import qemu_img

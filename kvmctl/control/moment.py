@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl.control import nvram
+from kvmctl.control.freeze import frozen
 from kvmctl.control.meter import Meter, shares
 from kvmctl.control.wait import interrupted
 from kvmctl.host import qcow2, qemu_img
@@ -92,7 +93,7 @@ def take(
             yield _saved(domain, state, sources, place, meter)
             return
         with ExitStack() as stack:
-            yield _running(domain, state, sources, place, meter, stack)
+            yield _running(hypervisor, domain, state, sources, place, meter, stack)
         return
     if with_memory:
         raise ConflictError(f"guest {domain.name()} is {state}, so it has no memory", "leave out --with-memory")
@@ -199,7 +200,13 @@ def _image(source: _Source, path: Path) -> Image:
 
 
 def _running(
-    domain: Any, state: str, sources: Sequence[_Source], place: Path, meter: Meter, stack: ExitStack
+    hypervisor: Hypervisor,
+    domain: Any,
+    state: str,
+    sources: Sequence[_Source],
+    place: Path,
+    meter: Meter,
+    stack: ExitStack,
 ) -> Moment:
     disks = [source for source in sources if source.drive.kind == "disk"]
     others = tuple(source.drive.target for source in sources if source.drive.kind != "disk")
@@ -208,25 +215,28 @@ def _running(
     folder = stack.enter_context(staging(near, "export", 0o711)) if disks else place
     check_room(folder, sum(map(_required, disks)))
     targets = {source.drive.target: str(folder / f"{source.drive.target}.qcow2") for source in disks}
-    frozen = _back_up(domain, targets, others, meter) if disks else False
+    is_frozen = _back_up(hypervisor, domain, targets, others, meter) if disks else False
     images = [_image(source, Path(targets.get(source.drive.target, source.path))) for source in sources]
-    return Moment(state, FROZEN if frozen else CRASH, tuple(images), _variables(domain))
+    return Moment(state, FROZEN if is_frozen else CRASH, tuple(images), _variables(domain))
 
 
-def _back_up(domain: Any, targets: Mapping[str, str], others: tuple[str, ...], meter: Meter) -> bool:
+def _back_up(
+    hypervisor: Hypervisor, domain: Any, targets: Mapping[str, str], others: tuple[str, ...], meter: Meter
+) -> bool:
     """Have the disks copied; whether the guest's file systems were held still when that began."""
-    agent, frozen, ours = _has_agent(domain), False, False
+    is_frozen, ours = False, False
     try:
-        try:
-            frozen = agent and _is_frozen(domain)
+        with ExitStack() as stack:
+            if _has_agent(domain):
+                with suppress(KvmctlError):
+                    stack.enter_context(frozen(hypervisor, domain))
+                    is_frozen = True
             ours = True
-            backups.begin(domain, render_backup(targets, None, others), None)
-        except KvmctlError:
-            ours = False  # a job that stands in the way is somebody else's
-            raise
-        finally:
-            if agent:  # Ctrl-C may have come before it was known whether they are held
-                _thaw(domain)
+            try:
+                backups.begin(domain, render_backup(targets, None, others), None)
+            except KvmctlError:
+                ours = False  # a job that stands in the way is somebody else's
+                raise
         _follow(domain, meter)
     except BaseException:
         if ours:
@@ -237,22 +247,7 @@ def _back_up(domain: Any, targets: Mapping[str, str], others: tuple[str, ...], m
             f"the disks of guest {domain.name()} were not copied: {reason}",
             "look at the host's space and at the guest's log",
         )
-    return frozen
-
-
-def _is_frozen(domain: Any) -> bool:
-    try:
-        backups.freeze(domain)
-    except KvmctlError:
-        # An agent that froze some, and failed at one, has thawed them; one that answered too late has not.
-        _thaw(domain)
-        return False
-    return True
-
-
-def _thaw(domain: Any) -> None:
-    with suppress(KvmctlError):
-        backups.thaw(domain)
+    return is_frozen
 
 
 def _has_agent(domain: Any) -> bool:

@@ -6,8 +6,8 @@ each of which leaves the guest whole, and with a note in the journal of those th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ MERGE = "merge"
 """The journal's word for an overlay that is merged and then deleted; its key is the path."""
 REVERT = "revert"
 """And for overlays that are to be replaced by empty ones; its key is the guest's UUID."""
-FREEZE = "freeze"
-"""And for file systems that are frozen for a moment; its key is the guest's UUID."""
 _READY = 600.0
 """Seconds for QEMU to be ready to pivot once everything is copied."""
 
@@ -200,35 +198,11 @@ def _replace(uuid: str, renames: list[tuple[str, str]]) -> None:
     Journal().done(REVERT, uuid)
 
 
-@contextmanager
-def frozen(hypervisor: Hypervisor, domain: Any) -> Iterator[None]:
-    """The guest's file systems are frozen for the block; a killed run leaves the next one to thaw them.
-
-    Raises KvmctlError where they cannot be.
-    """
-    journal, uuid = Journal(), domain.UUIDString()
-    journal.begin(FREEZE, uuid, {"guest": domain.name(), "uri": hypervisor.uri})
-    try:
-        backups.freeze(domain)
-        yield
-    finally:
-        # Also where freezing failed: an agent that answers too late has frozen them all the same.
-        with suppress(KvmctlError):
-            backups.thaw(domain)
-        journal.done(FREEZE, uuid)
-
-
 def recover(hypervisor: Hypervisor, domain: Any) -> None:
-    """Thaw this guest, and finish a revert of it that was cut off between two disks, where a killed run has left that.
+    """Finish a revert of this guest that was cut off between two disks, where a killed run has left that.
 
     Raises ConflictError where it runs since.
     """
-    for intent in Journal().unfinished(FREEZE):
-        if intent.key == domain.UUIDString() and intent.data.get("uri") == hypervisor.uri:
-            if domains.state(domain) == "running":
-                with suppress(KvmctlError):
-                    backups.thaw(domain)
-            Journal().done(FREEZE, intent.key)
     for intent in Journal().unfinished(REVERT):
         if intent.key != domain.UUIDString() or intent.data.get("uri") != hypervisor.uri:
             continue

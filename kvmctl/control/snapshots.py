@@ -10,6 +10,7 @@ from typing import Any
 
 from kvmctl.control import snapshot_images
 from kvmctl.control.admit import admit_revert
+from kvmctl.control.freeze import noted
 from kvmctl.control.guarded import LOCK_WAIT, guarded
 from kvmctl.control.select import Guest
 from kvmctl.host.lock import lock
@@ -90,11 +91,13 @@ def take(
         consistency = WHOLE
     else:
         with lock(hypervisor.uri, LOCK_WAIT):
-            consistency = _take_disks(domain, facts, name, description, recipe.kind == "external", warn)
+            consistency = _take_disks(hypervisor, domain, facts, name, description, recipe.kind == "external", warn)
     return Taken(policy.find(name, sample.name, existing(domain)), consistency)
 
 
-def _take_disks(domain: Any, facts: GuestFacts, name: str, description: str, external: bool, warn: Warn) -> str:
+def _take_disks(
+    hypervisor: Hypervisor, domain: Any, facts: GuestFacts, name: str, description: str, external: bool, warn: Warn
+) -> str:
     overlays: dict[str, str] | None = None
     if external:
         overlays = {
@@ -112,7 +115,9 @@ def _take_disks(domain: Any, facts: GuestFacts, name: str, description: str, ext
     text = xml.render_snapshot(name, description, False, overlays, facts.skipped)
     if facts.agent and facts.state == "running":
         try:
-            snapshots.create(domain, text, external, quiesce=True)
+            # libvirt freezes and thaws it, and so outlives us; but nobody thaws it where libvirt is killed.
+            with noted(hypervisor, domain):
+                snapshots.create(domain, text, external, quiesce=True)
         except KvmctlError as error:
             warn(f"{error.message}; so it is taken without that")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import libvirt
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
@@ -97,50 +95,6 @@ def test_a_disk_that_is_written_to_is_of_one_moment(
     first, second = blocks(tmp_path / "disks/vda.qcow2")
     assert before <= first <= after + 1
     assert first - 1 <= second <= first
-
-
-AGENT = r"""
-p=$(ls /dev/vport*p* | head -n 1)
-exec 3<>$p
-while :; do
-  while read -r line <&3; do
-    case "$line" in
-      *guest-sync*) echo "{\"return\":$(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" >&3 ;;
-      *guest-fsfreeze-freeze*) echo freeze >>/run/agent; echo '{"return":1}' >&3 ;;
-      *guest-fsfreeze-thaw*) echo thaw >>/run/agent; echo '{"return":1}' >&3 ;;
-      *) echo '{"return":{}}' >&3 ;;
-    esac
-  done
-  usleep 50000  # as long as libvirt has not come, it reads an end
-done
-"""
-"""The words of QEMU's guest agent that matter here, in a shell's: what it was told is in /run/agent."""
-
-
-def answers(domain: Any) -> bool:
-    """Whether the agent has been heard; to ask it to let go of what is not held changes nothing."""
-    try:
-        domain.fsThaw()
-    except libvirt.libvirtError:
-        return False
-    return True
-
-
-def test_an_agent_holds_the_file_systems_still(
-    kvmctl: Kvmctl, guest: Guest, console: Callable[[Guest], Console], tmp_path: Path
-) -> None:
-    line = console(guest)
-    line.ready()
-    packed = base64.b64encode(AGENT.encode()).decode()
-    for start in range(0, len(packed), 200):
-        line.run(f"printf %s {packed[start : start + 200]} >>/run/packed")
-    line.run("base64 -d /run/packed >/run/agent.sh; (sh /run/agent.sh >/dev/null 2>&1 &) ; true")
-    until(lambda: domains.live_definition(guest.domain), lambda text: "state='connected'" in text, 30, "the agent")
-    until(lambda: answers(guest.domain), bool, 30, "the agent's answer")
-    row = run(kvmctl, "export", guest.name, "-o", tmp_path / "a")
-    assert "held still" in row["consistency"]
-    told = re.findall(r"^(freeze|thaw)\s*$", line.run("cat /run/agent"), re.MULTILINE)
-    assert told[-2:] == ["freeze", "thaw"]
 
 
 def test_memory_goes_on_here_where_it_stood(
