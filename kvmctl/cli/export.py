@@ -36,17 +36,21 @@ _COLUMNS = (
     "--format", "form", type=click.Choice(["kvmctl", "ova"]), default="kvmctl", help="ova is for other hypervisors."
 )
 @click.option("--with-memory", is_flag=True, help="Save a running guest's memory with it, and let it go on.")
+@click.option("--chain", is_flag=True, help="Keep the images that a disk is over as images of their own.")
 @pass_app
-def export(app: App, name: str, file: str | None, form: str, with_memory: bool) -> None:
+def export(app: App, name: str, file: str | None, form: str, with_memory: bool, chain: bool) -> None:
     """Write a guest to one file that `kvmctl import` starts from on another host.
 
-    It holds the definition, every disk without its unused blocks, CD-ROMs, firmware variables, kernel and cloud-init
-    seed, with passwords where the definition has any: keep it as safe as the guest. It is a tar, compressed with
-    zstd; `tar -x` and `sha256sum -c SHA256SUMS` read and check it as well.
+    It holds the definition, every disk without its unused blocks, CD-ROMs, firmware variables, TPM state, kernel and
+    cloud-init seed, with passwords where the definition has any: keep it as safe as the guest. It is a tar, compressed
+    with zstd; `tar -x` and `sha256sum -c SHA256SUMS` read and check it as well.
 
     A running guest goes on meanwhile, and its disks are written as of one moment, with its file systems held still
     where its agent answers. With --with-memory it is saved first and stands still until its disks are copied; then
     it goes on from where it was, and so does the import. What fails or is interrupted leaves no file.
+
+    A disk that is an overlay is written as one image with all that it is over; with --chain each image stays one, and
+    so does it after the import. That takes a guest that is off, or --with-memory.
 
     --format ova writes CPUs, memory, disks and network cards as VMware and VirtualBox take them, and no more.
 
@@ -61,7 +65,7 @@ def export(app: App, name: str, file: str | None, form: str, with_memory: bool) 
     shown = meter(app)
     with ending_well():
         try:
-            done = write(app.hypervisor(), name, target, with_memory, shown, form)
+            done = write(app.hypervisor(), name, target, with_memory, shown, form, chain)
         finally:
             shown.clear()
     _report(app, done, target)
@@ -90,7 +94,7 @@ def _report(app: App, done: Exported, target: Path | None) -> None:
         "name": manifest.guest,
         "state": manifest.state,
         "consistency": manifest.consistency,
-        "disks": sum(part.size for part in manifest.of("disk")),
+        "disks": sum(part.size for part in manifest.parts if part.is_qcow2),
         "memory": next((part.size for part in manifest.of("memory")), None),
         "pause": done.pause,
         "size": done.size,

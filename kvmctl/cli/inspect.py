@@ -10,6 +10,7 @@ import click
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.meter import meter
 from kvmctl.cli.output import Column, emit_document, emit_names, one_line, table
+from kvmctl.model.errors import UsageError
 from kvmctl.model.units import human_size
 
 _PARTS = (
@@ -20,29 +21,45 @@ _PARTS = (
     Column("volume", "VOLUME"),
     Column("pool", "POOL"),
 )
+_BACKUPS = (
+    Column("name", "BACKUP"),
+    Column("size", "SIZE", human_size, right=True),
+    Column("parent", "OVER"),
+    Column("restorable", "RESTORABLE", lambda value: "yes" if value else "NO"),
+)
 
 
 @click.command()
-@click.argument("file", metavar="FILE|-")
-@click.option("--verify", is_flag=True, help="Read the whole file and compare every sum.")
+@click.argument("file", metavar="FILE|DIR|-")
+@click.option("--at", metavar="BACKUP", help="Of a folder of backups: which one, or how it begins; else the newest.")
+@click.option("--verify", is_flag=True, help="Read all of it and compare every sum.")
 @pass_app
-def inspect(app: App, file: str, verify: bool) -> None:
-    """Show what is in a file that kvmctl export wrote: the guest, its parts, and what reaches beyond it; or in an OVA.
+def inspect(app: App, file: str, at: str | None, verify: bool) -> None:
+    """Show what is in a file that kvmctl export wrote, in a folder of backups, or in an OVA.
+
+    That is the guest, its parts, what it would reach beyond them, and of a folder every backup that is there.
 
     \b
     Example:
       kvmctl inspect web1.tar.zst
       kvmctl inspect web1.tar.zst --verify
+      kvmctl inspect /srv/backup/web1 --at 20261126
     """
-    from kvmctl.control import archive, ova
+    from kvmctl.control import archive, from_backup, ova
 
     path = None if file == "-" else Path(file)
+    is_folder = path is not None and path.is_dir()
+    if at is not None and not is_folder:
+        raise UsageError("--at chooses one of the backups in a folder", "leave it out, or name such a folder")
     if path is not None and ova.is_ova(path):
         _show_ova(app, ova.document(path))
         return
     shown = meter(app)
     try:
-        found = archive.document(path, verify, shown)
+        if path is not None and is_folder:
+            found = from_backup.document(path, at, verify, shown)
+        else:
+            found = archive.document(path, verify, shown)
     finally:
         shown.clear()
     if app.output == "name":
@@ -54,13 +71,16 @@ def inspect(app: App, file: str, verify: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    for key in ("guest", "uuid", "state", "consistency", "created", "writer"):
-        click.echo(f"{key + ':':<14}{one_line(str(found[key]))}")
-    for key in ("networks", "bridges", "foreign"):
-        if found[key]:
+    for key in ("guest", "uuid", "backup", "state", "consistency", "created", "writer"):
+        if key in found:
+            click.echo(f"{key + ':':<14}{one_line(str(found[key]))}")
+    for key in ("networks", "bridges", "foreign", "faults"):
+        if found.get(key):
             click.echo(f"{key + ':':<14}{one_line(', '.join(found[key]))}")
     click.echo(f"{'verified:':<14}{'yes' if found['verified'] else 'no'}\n")
     click.echo(table(found["parts"], _PARTS), nl=False)
+    if "backups" in found:
+        click.echo("\n" + table(found["backups"], _BACKUPS), nl=False)
 
 
 def _show_ova(app: App, found: dict[str, Any]) -> None:

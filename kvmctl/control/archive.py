@@ -92,16 +92,21 @@ def document(path: Path | None, verify: bool, meter: Meter) -> dict[str, Any]:
 
     Without `verify` no more than the beginning is read. Raises NotFoundError, UsageError.
     """
-    manifest, text = _all(path, meter) if verify else _beginning(path)
+    manifest, content = _all(path, meter) if verify else _beginning(path)
     try:
-        adopted = adopt(text.decode(), _as_listed(manifest))
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise UsageError("the definition is no text", "the file was tampered with") from error
+    return described(manifest, text) | {"verified": verify}
+
+
+def described(manifest: Manifest, text: str) -> dict[str, Any]:
+    """The manifest with stable keys, and what the guest with this definition would reach of a host."""
+    adopted = adopt(text, _as_listed(manifest))
     return archive.document(manifest) | {
         "networks": sorted(adopted.networks),
         "bridges": sorted(adopted.bridges),
         "foreign": list(adopted.foreign),
-        "verified": verify,
     }
 
 

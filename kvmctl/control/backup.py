@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import shutil
@@ -13,22 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from kvmctl import __version__
-from kvmctl.control import snapshot_images
+from kvmctl.control import snapshot_images, tpm
 from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, end, nvram_of
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.select import Guest
 from kvmctl.control.snapshots import Warn, facts_of, lock_of
-from kvmctl.host import qemu_img
-from kvmctl.host.files import read_text, write_atomic
+from kvmctl.host import qemu_img, within
+from kvmctl.host.files import write_atomic
 from kvmctl.host.journal import Intent, Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import backups, domains
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.backup import MANIFEST, SUMS, Manifest, Part, lineage, parse, sums, text
+from kvmctl.model.backup import MANIFEST, MAX_MANIFEST, SUMS, Manifest, Part, lineage, parse, sums, text
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
 from kvmctl.model.guest_disk import GuestFacts
 from kvmctl.model.names import check_name
 from kvmctl.model.wording import argument
+from kvmctl.xml.carried import carried
 from kvmctl.xml.copied import seed_of
 
 INTENT = "backup"
@@ -62,18 +64,19 @@ def home_of(folder: Path, guest: str) -> Path:
         raise RefusedError(f"no folder is made for it: {error}", "virsh domrename gives it another name") from error
 
 
-def manifests(home: Path) -> tuple[dict[str, Manifest], list[str]]:
-    """Every backup in the folder by id, oldest first, and a sentence for each that cannot be read."""
+def manifests(home: Path, any_guest: bool = False) -> tuple[dict[str, Manifest], list[str]]:
+    """Every backup in the folder by id, oldest first, and a sentence for each that cannot be read, or is not of the
+    guest that the folder is called after, unless `any_guest` will do."""
     found, faults = {}, []
     for path in sorted(home.glob(f"*/{MANIFEST}")):
         if path.parent.name.startswith("."):
             continue
         try:
-            one = parse(read_text(path) or "")
+            one = parse(within.content(home, f"{path.parent.name}/{MANIFEST}", MAX_MANIFEST).decode(errors="replace"))
         except KvmctlError as error:
             faults.append(f"{path}: {error.message}")
             continue
-        if one.id == path.parent.name and one.guest == home.name:
+        if one.id == path.parent.name and (any_guest or one.guest == home.name):
             found[one.id] = one
         else:
             faults.append(f"{path} is of backup {one.id} of guest {one.guest}: it lies in a wrong folder")
@@ -222,8 +225,11 @@ def _make(hypervisor: Hypervisor, domain: Any, job: _Job, warn: Warn, progress: 
     write_atomic(job.partial / "domain.xml", definition)
     if nvram := nvram_of(domain, definition):
         _copy(nvram, job.partial / "nvram.fd")
+    if (sealed := tpm.state(domain)) is not None:
+        write_atomic(job.partial / "tpm.state", sealed)
     if seed := seed_of(definition):
         _copy(Path(seed[0]), job.partial / "disks" / f"{seed[1]}.seed")
+    _copy_boot(definition, job)
     return _manifest(job, consistency, progress)
 
 
@@ -231,6 +237,22 @@ def _copy(source: Path, to: Path) -> None:
     if source.is_file():
         shutil.copyfile(source, to)
         to.chmod(0o600)
+
+
+def _copy_boot(definition: str, job: _Job) -> None:
+    """Kernel and initial RAM disk that the guest boots directly, once for all backups that have the same."""
+    found = carried(definition)
+    for name, path in (("kernel", found.kernel), ("initrd", found.initrd)):
+        if path is None or not Path(path).is_file():
+            continue
+        copy = job.partial / "boot" / name
+        copy.parent.mkdir(mode=0o711, exist_ok=True)
+        before = job.home / job.since.id / "boot" / name if job.since else None
+        if before and before.is_file() and filecmp.cmp(before, path, shallow=False):
+            with suppress(OSError):  # not every file system can
+                os.link(before, copy)
+        if not copy.exists():
+            _copy(Path(path), copy)
 
 
 def _explained(error: KvmctlError, job: _Job) -> KvmctlError:

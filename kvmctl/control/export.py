@@ -16,9 +16,10 @@ from typing import IO, Any
 from kvmctl import __version__
 from kvmctl.control import moment, ova
 from kvmctl.control.guarded import guarded
+from kvmctl.control.images import Image
 from kvmctl.control.inspect import described
 from kvmctl.control.meter import Meter
-from kvmctl.control.moment import Image, Moment
+from kvmctl.control.moment import Moment
 from kvmctl.host import tarstream
 from kvmctl.host.lock import lock
 from kvmctl.host.staging import name as give_name
@@ -48,15 +49,24 @@ class Exported:
 
 
 def export(
-    hypervisor: Hypervisor, name: str, target: Path | None, with_memory: bool, meter: Meter, form: str = "kvmctl"
+    hypervisor: Hypervisor,
+    name: str,
+    target: Path | None,
+    with_memory: bool,
+    meter: Meter,
+    form: str = "kvmctl",
+    chain: bool = False,
 ) -> Exported:
-    """Write the guest to `target`, which must not be there yet, or to stdout; `form` is `kvmctl` or `ova`.
+    """Write the guest to `target`, which must not be there yet, or to stdout; `form` is `kvmctl` or `ova`. With `chain`
+    each image that a disk is over is written as one.
 
     Raises NotFoundError, ConflictError for a file that is there, RefusedError for a guest that no file can hold.
     What fails or is interrupted leaves no file, and the guest as it was.
     """
     if form == "ova" and with_memory:
         raise UsageError("an OVA holds no memory", "leave out --with-memory, or --format ova")
+    if form == "ova" and chain:
+        raise UsageError("an OVA has each disk as one image", "leave out --chain, or --format ova")
     if not hypervisor.local:
         raise RefusedError(
             f"{hypervisor.uri} is another machine, whose disks cannot be read from here", "run kvmctl there"
@@ -71,7 +81,7 @@ def export(
     found = carried(text)
     _refuse(name, found)
     with lock(f"export of guest {domain.UUIDString()}"), staging(folder, "export") as place:
-        taken = moment.take(hypervisor, domain, found, place, with_memory, meter)
+        taken = moment.take(hypervisor, domain, found, place, with_memory, meter, chain)
         with taken as now:
             contents = _contents(hypervisor, name, text, found, now)
             manifest = _manifest(domain, now, contents)
@@ -116,6 +126,8 @@ def _contents(hypervisor: Hypervisor, name: str, text: str, found: Carried, now:
     contents = [_text("definition", text.encode()), _text("spec", guest_file)]
     if now.variables is not None:
         contents.append(_text("nvram", now.variables))
+    if now.tpm is not None:
+        contents.append(_text("tpm", now.tpm))
     contents += [_file(kind, Path(path)) for kind, path in (("kernel", found.kernel), ("initrd", found.initrd)) if path]
     contents += [_image(image) for image in now.images]
     if now.memory is not None:
@@ -145,7 +157,8 @@ def _size(path: Path) -> int:
 def _image(image: Image) -> _Content:
     drive = image.drive
     capacity = image.capacity if drive.kind == "disk" else None
-    part = Part(drive.kind, _size(image.path), drive.target, capacity, image.volume, image.pool)
+    kind = "backing" if image.level else drive.kind
+    part = Part(kind, _size(image.path), drive.target, capacity, image.volume, image.pool, image.level)
     return _Content(part, image.path)
 
 

@@ -1,21 +1,22 @@
-"""A guest made of one file: everything is read, checked and compared aside before anything gets its name."""
+"""A guest made of one file, or of backups: everything is read, checked and compared aside before anything gets its
+name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from kvmctl.control import archive, ova, place, seed
+from kvmctl.control import archive, from_backup, ova, place, room, seed, tpm
 from kvmctl.control.admit import admit_definition
 from kvmctl.control.begin import begin
 from kvmctl.control.guarded import LOCK_WAIT, guarded
 from kvmctl.control.meter import Meter
 from kvmctl.control.place import Plan, Wishes
-from kvmctl.host import qcow2, tarstream
+from kvmctl.host import qcow2, qemu_img, tarstream
 from kvmctl.host.files import write_atomic
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
@@ -26,12 +27,21 @@ from kvmctl.hypervisor import domains, saved, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.archive import Manifest, Part
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
+from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.xml import adopt as adopting
 from kvmctl.xml import identity
+from kvmctl.xml.parse import parse
 
 INTENT = "import"
 """The journal's word for files that were given their names for a guest that is not defined yet."""
 SCRATCH = Path("/var/tmp")  # noqa: S108 - its folder there is made by us, and ours alone
+
+
+class Tell(NamedTuple):
+    """How the user is told: of what must be seen, and of what is being done."""
+
+    warn: Callable[[str], None]
+    say: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +63,122 @@ class _Staged:
     nvram: bytes | None
     memory: Path | None
     memory_xml: str = ""
+    tpm: bytes | None = None
 
 
 def take_in(
-    hypervisor: Hypervisor, path: Path | None, wishes: Wishes, meter: Meter, warn: Callable[[str], None]
+    hypervisor: Hypervisor,
+    path: Path | None,
+    wishes: Wishes,
+    meter: Meter,
+    tell: Tell,
+    at: str | None = None,
 ) -> Imported:
-    """Make the guest that is in the file at that path, or on stdin.
+    """Make the guest that is in the file at that path, on stdin, or in the folder of backups there, as it was `at` one.
 
     Raises UsageError for a file that is damaged or no such file, ConflictError, NotFoundError and RefusedError as
-    `place.plan`. What fails leaves nothing behind.
+    `place.plan`, and RefusedError where it is to run and this host cannot keep what it promises. What fails leaves
+    nothing behind, and so does a dry run, which has read and checked everything.
     """
     if not hypervisor.local:
         raise RefusedError(
             f"{hypervisor.uri} is another machine, whose disks cannot be written from here", "run kvmctl there"
         )
-    recover(hypervisor)
+    if at is not None and (path is None or not path.is_dir()):
+        raise UsageError("--at chooses one of the backups in a folder", "leave it out, or name such a folder")
+    if not wishes.dry_run:
+        recover(hypervisor)
+    with ExitStack() as stack:
+        plan, staged = _staged(hypervisor, path, at, wishes, meter, tell, stack)
+        if wishes.dry_run:
+            return _would_be(plan, wishes)
+        stack.enter_context(_room(hypervisor, plan, wishes, tell))
+        return _make(hypervisor, plan, staged, wishes, tell.warn)
+
+
+def _would_be(plan: Plan, wishes: Wishes) -> Imported:
+    state = plan.manifest.state if plan.resume else "running" if wishes.start else "stopped"
+    files = tuple(str(one.path) for one in plan.places)
+    return Imported(plan.own.name, plan.own.uuid, state, files, plan.manifest, plan.notes)
+
+
+def _staged(
+    hypervisor: Hypervisor,
+    path: Path | None,
+    at: str | None,
+    wishes: Wishes,
+    meter: Meter,
+    tell: Tell,
+    stack: ExitStack,
+) -> tuple[Plan, _Staged]:
+    """What is to be made, and what it is made of, checked and aside for as long as the stack is open."""
+    if path is not None and path.is_dir():
+        found = from_backup.find(path, at)
+        for fault in found.faults:
+            tell.warn(fault)
+        plan = from_backup.planned(hypervisor, found, wishes)
+        _foresee(hypervisor, plan, wishes, tell)
+        files = from_backup.read(found, plan, _Folders(stack).beside, meter)
+        _renew_seeds(plan, files)
+        variables = from_backup.small(found, "nvram") if plan.nvram else None
+        return plan, _Staged(files, variables, None, tpm=from_backup.small(found, "tpm") if plan.tpm else None)
     if path is not None and ova.is_ova(path):
-        with ova.read(hypervisor, path, wishes, meter, warn) as (plan, files):
-            if wishes.start:
-                admit_definition(hypervisor, plan.own.name, plan.xml, wishes.force, warn)
-            return _make(hypervisor, plan, _Staged(files, None, None), wishes, warn)
-    with archive.opened(path) as (reader, manifest), ExitStack() as stack:
-        first = archive.small(reader, manifest.parts[0], meter)
-        plan = place.plan(hypervisor, manifest, _text(first), wishes)
-        if plan.resume or wishes.start:
-            admit_definition(hypervisor, plan.own.name, plan.xml, wishes.force, warn)
-        staged = _read(hypervisor, reader, plan, stack, meter)
-        return _make(hypervisor, plan, staged, wishes, warn)
+        plan, files = stack.enter_context(
+            ova.read(hypervisor, path, wishes, meter, tell.warn, lambda plan: _foresee(hypervisor, plan, wishes, tell))
+        )
+        return plan, _Staged(files, None, None)
+    reader, manifest = stack.enter_context(archive.opened(path))
+    first = archive.small(reader, manifest.parts[0], meter)
+    plan = place.plan(hypervisor, manifest, _text(first), wishes)
+    _foresee(hypervisor, plan, wishes, tell)
+    return plan, _read(hypervisor, reader, plan, _Folders(stack), meter)
+
+
+def _foresee(hypervisor: Hypervisor, plan: Plan, wishes: Wishes, tell: Tell) -> None:
+    """Admission, before anything long is done for nothing. What a guest promises that stays off is promised by its
+    start, so that is only told."""
+    if plan.resume or wishes.start:
+        with _room(hypervisor, plan, wishes, tell):
+            if not wishes.force:
+                admit_definition(hypervisor, plan.own.name, plan.xml, False, tell.warn)
+        return
+    try:
+        admit_definition(hypervisor, plan.own.name, plan.xml, False, tell.warn)
+    except RefusedError as error:
+        tell.warn(f"guest {plan.own.name} stays off, and could not be started as things are: {error.message}")
+
+
+def _room(hypervisor: Hypervisor, plan: Plan, wishes: Wishes, tell: Tell) -> AbstractContextManager[None]:
+    """Room is made for a guest that is to run, as for any that starts."""
+    if wishes.dry_run or not (plan.resume or wishes.start):
+        return nullcontext()
+
+    def beginnings(policy: MemoryPolicy) -> dict[str, room.Beginning]:
+        one = room.of_spec(parse(plan.xml).spec, policy)
+        # One that goes on from its memory does not boot: it has all that it uses.
+        return {plan.own.name: replace(one, target=None) if plan.resume else one}
+
+    return room.made(hypervisor, beginnings, tell.say)
+
+
+class _Folders:
+    """Folders aside, one beside each place where files are to be; gone with the stack."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._made: dict[Path, Path] = {}
+
+    def beside(self, parent: Path) -> Path:
+        """The one in `parent`."""
+        if parent not in self._made:
+            self._made[parent] = self._stack.enter_context(staging(parent, "import"))
+        return self._made[parent]
+
+    def any(self) -> tuple[Path, Path]:
+        """Any of them, and what it is in."""
+        if not self._made:
+            self.beside(SCRATCH)
+        return next(iter(self._made.items()))
 
 
 def _text(content: bytes) -> str:
@@ -89,52 +188,53 @@ def _text(content: bytes) -> str:
         raise UsageError("the definition is no text", "the file was tampered with") from error
 
 
-def _read(hypervisor: Hypervisor, reader: Reader, plan: Plan, stack: ExitStack, meter: Meter) -> _Staged:
+def _read(hypervisor: Hypervisor, reader: Reader, plan: Plan, folders: _Folders, meter: Meter) -> _Staged:
     """Read all parts to folders aside, and check them."""
-    folders: dict[Path, Path] = {}
     final = {one.part.name: one.path for one in plan.places}
     files: dict[Path, Path] = {}
-    variables, memory = None, None
+    variables, sealed, memory = None, None, None
     meter.begin("read", plan.manifest.size)
     for index, part in enumerate(plan.manifest.parts[1:]):
         if part.name in final:
-            parent = final[part.name].parent
-            if parent not in folders:
-                folders[parent] = stack.enter_context(staging(parent, "import"))
-            files[final[part.name]] = folders[parent] / str(index)
-            _put(reader, part, files[final[part.name]], meter)
+            files[final[part.name]] = folders.beside(final[part.name].parent) / str(index)
+            _put(reader, part, files[final[part.name]], meter, plan)
         elif part.kind == "nvram":
             variables = archive.small(reader, part, meter)
+        elif part.kind == "tpm":
+            sealed = archive.small(reader, part, meter)
         elif part.kind == "memory" and plan.resume:
-            memory = _memory_file(folders, stack, part)
-            _put(reader, part, memory, meter)
+            memory = _memory_file(folders, part)
+            _put(reader, part, memory, meter, plan)
         else:
             for _piece in archive.take(reader, part, meter):
                 pass
     archive.finish(reader)
-    if plan.own.name != plan.old_name or plan.own.uuid != plan.manifest.uuid:
-        _renew_seeds(plan, files)
+    _renew_seeds(plan, files)
     text = _memory_definition(hypervisor, memory, plan) if memory else ""
-    return _Staged(files, variables if plan.nvram else None, memory, text)
+    return _Staged(files, variables if plan.nvram else None, memory, text, sealed if plan.tpm else None)
 
 
-def _memory_file(folders: dict[Path, Path], stack: ExitStack, part: Part) -> Path:
-    if not folders:
-        folders[SCRATCH] = stack.enter_context(staging(SCRATCH, "import"))
-    parent, folder = next(iter(folders.items()))
+def _memory_file(folders: _Folders, part: Part) -> Path:
+    parent, folder = folders.any()
     check_room(parent, part.size)
     return folder / "memory"
 
 
-def _put(reader: Reader, part: Part, target: Path, meter: Meter) -> None:
+def _put(reader: Reader, part: Part, target: Path, meter: Meter, plan: Plan) -> None:
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+b") as file:
         tarstream.put(archive.take(reader, part, meter), file)
-    if part.kind == "disk":
-        qcow2.check(target, part.capacity)
+    if not part.is_qcow2:
+        return
+    over = plan.manifest.over(part)
+    qcow2.check(target, part.capacity, PurePosixPath(over.name).name if over else None)
+    if over is not None:
+        qemu_img.rebase_unchecked(str(target), str(plan.path(over)), "qcow2")
 
 
 def _renew_seeds(plan: Plan, files: dict[Path, Path]) -> None:
+    if plan.own.name == plan.old_name and plan.own.uuid == plan.manifest.uuid:
+        return
     for one in plan.places:
         if one.part.kind == "seed":
             staged = files[one.path]
@@ -161,6 +261,9 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
     """Give everything its name, define the guest, and start it where that is wanted; or undo all of it."""
     with guarded(hypervisor, warn), _undoing(hypervisor, plan, staged) as undo:
         place.check_still_free(hypervisor, plan)
+        if staged.memory is not None or wishes.start:
+            # Again, now that nobody else can start anything: reading may have taken long.
+            admit_definition(hypervisor, plan.own.name, plan.xml, wishes.force, warn)
         # How to undo it comes before it is done: Ctrl-C can come between any two calls.
         for final, temporary in staged.files.items():
             undo.callback(_unlink, final, temporary.stat().st_ino)
@@ -168,6 +271,10 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
         if staged.nvram is not None and plan.nvram is not None:
             undo.callback(plan.nvram.unlink, missing_ok=True)
             write_atomic(plan.nvram, staged.nvram)
+        if staged.tpm is not None and plan.tpm is not None:
+            tpm.check_free(plan.own.uuid)
+            undo.callback(tpm.remove, plan.own.uuid)
+            tpm.install(plan.own.uuid, plan.tpm, staged.tpm)
         for pool in plan.pools:
             storage.refresh_pool(pool)
         undo.callback(_undefine, hypervisor, plan)
@@ -206,7 +313,8 @@ def _undoing(hypervisor: Hypervisor, plan: Plan, staged: _Staged) -> Iterator[Ex
     """What the block gives its stack is undone where it fails, by us or, if we are killed, by the next import."""
     journal = Journal()
     inodes = {str(final): temporary.stat().st_ino for final, temporary in staged.files.items()}
-    journal.begin(INTENT, plan.own.uuid, {"uri": hypervisor.uri, "name": plan.own.name, "files": inodes})
+    data = {"uri": hypervisor.uri, "name": plan.own.name, "files": inodes, "tpm": staged.tpm is not None}
+    journal.begin(INTENT, plan.own.uuid, data)
     try:
         with ExitStack() as stack:
             stack.callback(_refresh, plan.pools)
@@ -234,4 +342,6 @@ def recover(hypervisor: Hypervisor) -> None:
             if not domains.has_uuid(hypervisor, intent.key):
                 for path, inode in intent.data.get("files", {}).items():
                     _unlink(path, inode)
+                if intent.data.get("tpm"):
+                    tpm.remove(intent.key)
             journal.done(INTENT, intent.key)

@@ -8,23 +8,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvmctl.control import nvram
+from kvmctl.control import nvram, tpm
 from kvmctl.control.freeze import frozen
-from kvmctl.control.meter import Meter, shares
+from kvmctl.control.images import Copy, Image, Source, copy_chains, copy_flat, image_of, required, source_of
+from kvmctl.control.meter import Meter
 from kvmctl.control.wait import interrupted
-from kvmctl.host import qcow2, qemu_img
 from kvmctl.host.staging import check_room, staging
-from kvmctl.hypervisor import backups, domains, saved, storage
+from kvmctl.hypervisor import backups, domains, saved
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.hypervisor.storage import Volume
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
 from kvmctl.model.sample import ACTIVE
-from kvmctl.model.units import MIB
 from kvmctl.model.wording import argument
-from kvmctl.xml.carried import Carried, Drive, carried
+from kvmctl.xml.carried import Carried, carried
 from kvmctl.xml.snapshot import render_backup
 from kvmctl.xml.tree import read
 
@@ -39,19 +38,9 @@ WITH_MEMORY = "the moment at which the memory was saved"
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """An image put together at `path`, of a drive. Bytes; `volume` and `pool` as they were called where they lay."""
-
-    drive: Drive
-    path: Path
-    capacity: int
-    volume: str | None
-    pool: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Moment:
-    """What was put together. `variables` are its firmware's, `pause` how many seconds the guest was off for it.
+    """What was put together. `variables` are its firmware's, `tpm` is the state of its emulated TPM, `pause` how many
+    seconds the guest was off for it.
 
     `check` raises ConflictError where an image that is read where it lies has been used meanwhile.
     """
@@ -60,38 +49,42 @@ class Moment:
     consistency: str
     images: tuple[Image, ...]
     variables: bytes | None
+    tpm: bytes | None = None
     memory: Path | None = None
     pause: float = 0.0
     check: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    drive: Drive
-    path: Path
-    volume: Volume | None
-
-    @property
-    def form(self) -> str:
-        return self.drive.form
-
-
 @contextmanager
 def take(
-    hypervisor: Hypervisor, domain: Any, found: Carried, place: Path, with_memory: bool, meter: Meter
+    hypervisor: Hypervisor,
+    domain: Any,
+    found: Carried,
+    place: Path,
+    with_memory: bool,
+    meter: Meter,
+    chain: bool = False,
 ) -> Iterator[Moment]:
     """Put the guest's images together in `place`, an empty folder, or beside them where only they can be reached.
+    With `chain` each image that a disk is over stays one.
 
     A guest that runs goes on meanwhile, unless its memory is wanted: then it is saved, and resumed as soon as its
-    disks are copied, or cannot be. Raises ConflictError where somebody starts or stops it meanwhile.
+    disks are copied, or cannot be. Raises ConflictError where somebody starts or stops it meanwhile, or where it
+    runs on and its chain is wanted.
     """
     state = domains.state(domain)
-    sources = [_source(hypervisor, drive) for drive in found.drives]
+    copy = partial(copy_chains, hypervisor) if chain else copy_flat
+    sources = [source_of(hypervisor, drive) for drive in found.drives]
     if state in ACTIVE or state == "paused":
         _refuse_plugged(domain, found)
         if with_memory:
-            yield _saved(domain, state, sources, place, meter)
+            yield _saved(domain, state, sources, place, meter, copy)
             return
+        if chain:
+            raise ConflictError(
+                f"guest {domain.name()} runs, and QEMU copies the disks of a running guest as one image each",
+                "stop it, add --with-memory, or leave out --chain",
+            )
         with ExitStack() as stack:
             yield _running(hypervisor, domain, state, sources, place, meter, stack)
         return
@@ -102,18 +95,7 @@ def take(
             f"guest {domain.name()} is saved, and its disks alone would be those of a guest cut off",
             f"kvmctl start {argument(domain.name())}, then export it",
         )
-    yield _off(domain, sources, place, meter)
-
-
-def _source(hypervisor: Hypervisor, drive: Drive) -> _Source:
-    if drive.path is not None:
-        return _Source(drive, Path(drive.path), storage.by_path(hypervisor, drive.path))
-    volume = storage.lookup(storage.pool(hypervisor, drive.pool or ""), drive.volume or "")
-    if volume is None:
-        raise NotFoundError(
-            f"there is no volume {drive.volume} in pool {drive.pool}", "virsh vol-list shows what is there"
-        )
-    return _Source(drive, Path(volume.path), volume)
+    yield _off(domain, sources, place, meter, copy)
 
 
 def _refuse_plugged(domain: Any, found: Carried) -> None:
@@ -127,7 +109,7 @@ def _refuse_plugged(domain: Any, found: Carried) -> None:
         )
 
 
-def _off(domain: Any, sources: Sequence[_Source], place: Path, meter: Meter) -> Moment:
+def _off(domain: Any, sources: Sequence[Source], place: Path, meter: Meter, copy: Copy) -> Moment:
     before = _stamps(sources)
 
     def check() -> None:
@@ -136,9 +118,9 @@ def _off(domain: Any, sources: Sequence[_Source], place: Path, meter: Meter) -> 
                 f"guest {domain.name()} was used while its disks were copied", "try again, or export it running"
             )
 
-    images = _convert(sources, place, meter, in_place=True)
+    images = copy(sources, place, meter, True)
     check()
-    return Moment("stopped", OFF, images, _variables(domain), check=check)
+    return Moment("stopped", OFF, images, _variables(domain), tpm.state(domain), check=check)
 
 
 def _variables(domain: Any) -> bytes | None:
@@ -149,61 +131,18 @@ def _variables(domain: Any) -> bytes | None:
         raise KvmctlError(f"cannot read {found}: {error.strerror}") from error
 
 
-def _stamps(sources: Sequence[_Source]) -> list[int]:
+def _stamps(sources: Sequence[Source]) -> list[int]:
     try:
         return [source.path.stat().st_mtime_ns for source in sources]
     except OSError as error:
         raise NotFoundError(f"cannot look at {error.filename}: {error.strerror}", "the guest's disk is gone") from error
 
 
-def _convert(sources: Sequence[_Source], place: Path, meter: Meter, in_place: bool = False) -> tuple[Image, ...]:
-    """Copy what has to be; with `in_place`, a disk that a copy would make no smaller is taken where it lies."""
-    sizes = [_required(source) for source in sources]
-    whole = [in_place and _is_compact(source, size) for source, size in zip(sources, sizes, strict=True)]
-    copied = sum(size for size, stays in zip(sizes, whole, strict=True) if not stays)
-    check_room(place, copied)
-    meter.begin("copy", copied)
-    images = []
-    for source, size, stays in zip(sources, sizes, whole, strict=True):
-        target = source.path
-        if source.drive.kind == "disk" and not stays:
-            target = place / f"{source.drive.target}.qcow2"
-            qemu_img.convert(source.path, source.form, target, "qcow2", shares(meter, size))
-        elif source.drive.kind != "disk" and source.form != "raw":
-            target = place / f"{source.drive.target}.raw"
-            qemu_img.convert(source.path, source.form, target, "raw", shares(meter, size))
-        images.append(_image(source, target))
-    return tuple(images)
-
-
-def _is_compact(source: _Source, size: int) -> bool:
-    """Whether the image is one file that holds little more than the `size` bytes that a copy of it would take."""
-    if source.drive.kind != "disk" or source.form != "qcow2" or source.path.stat().st_size > size + (size >> 4) + MIB:
-        return False
-    try:
-        qcow2.check(source.path)
-    except KvmctlError:
-        return False
-    return not qemu_img.image(str(source.path), "qcow2").bitmaps
-
-
-def _required(source: _Source) -> int:
-    if source.drive.kind != "disk" and source.form == "raw":
-        return 0
-    return qemu_img.required(source.path, source.form, "qcow2" if source.drive.kind == "disk" else "raw")
-
-
-def _image(source: _Source, path: Path) -> Image:
-    capacity = qemu_img.image(str(path), "qcow2").size if source.drive.kind == "disk" else path.stat().st_size
-    volume = source.volume
-    return Image(source.drive, path, capacity, volume.name if volume else None, volume.pool if volume else None)
-
-
 def _running(
     hypervisor: Hypervisor,
     domain: Any,
     state: str,
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     place: Path,
     meter: Meter,
     stack: ExitStack,
@@ -213,11 +152,11 @@ def _running(
     # QEMU's user may not reach where the archive goes, and does reach where the guest's images are.
     near = next((source.path.parent for source in disks if source.path.parent != Path("/dev")), place)
     folder = stack.enter_context(staging(near, "export", 0o711)) if disks else place
-    check_room(folder, sum(map(_required, disks)))
+    check_room(folder, sum(map(required, disks)))
     targets = {source.drive.target: str(folder / f"{source.drive.target}.qcow2") for source in disks}
     is_frozen = _back_up(hypervisor, domain, targets, others, meter) if disks else False
-    images = [_image(source, Path(targets.get(source.drive.target, source.path))) for source in sources]
-    return Moment(state, FROZEN if is_frozen else CRASH, tuple(images), _variables(domain))
+    images = [image_of(source, Path(targets.get(source.drive.target, source.path))) for source in sources]
+    return Moment(state, FROZEN if is_frozen else CRASH, tuple(images), _variables(domain), tpm.state(domain))
 
 
 def _back_up(
@@ -272,24 +211,24 @@ def _follow(domain: Any, meter: Meter) -> None:
             raise KvmctlError("interrupted while the disks were copied")
 
 
-def _saved(domain: Any, state: str, sources: Sequence[_Source], place: Path, meter: Meter) -> Moment:
+def _saved(domain: Any, state: str, sources: Sequence[Source], place: Path, meter: Meter, copy: Copy) -> Moment:
     if not SAVED.is_dir():
         raise RefusedError(
             f"{SAVED} is not where this hypervisor saves memory", "export the guest without --with-memory"
         )
-    check_room(place, sum(map(_required, sources)))
+    check_room(place, sum(map(required, sources)))
     begun = time.monotonic()
     meter.begin("save", 0)
     try:
         saved.save(domain)
         memory = _memory(domain, place)
-        variables = _variables(domain)
-        images = _convert(sources, place, meter)
+        variables, sealed = _variables(domain), tpm.state(domain)
+        images = copy(sources, place, meter, False)
     finally:
         # Ctrl-C may have come as soon as it was saved. It starts from that, paused where it was.
         if domains.has_saved_state(domain):
             domains.start(domain)
-    return Moment(state, WITH_MEMORY, images, variables, memory, time.monotonic() - begun)
+    return Moment(state, WITH_MEMORY, images, variables, sealed, memory, time.monotonic() - begun)
 
 
 def _memory(domain: Any, place: Path) -> Path:

@@ -119,9 +119,15 @@ def is_ova(path: Path | None) -> bool:
 
 @contextmanager
 def read(
-    hypervisor: Hypervisor, path: Path, wishes: Wishes, meter: Meter, warn: Callable[[str], None]
+    hypervisor: Hypervisor,
+    path: Path,
+    wishes: Wishes,
+    meter: Meter,
+    warn: Callable[[str], None],
+    planned: Callable[[Plan], None],
 ) -> Iterator[tuple[Plan, dict[Path, Path]]]:
-    """The plan for the guest of an OVA, and its disks, checked and converted, by where they are to be.
+    """The plan for the guest of an OVA, which `planned` is shown before anything long is done, and its disks, checked
+    and converted, by where they are to be.
 
     Raises as `place.plan`.
     """
@@ -130,6 +136,7 @@ def read(
         name, text = _envelope(reader)
         machine = ovf.parse(_decoded(text))
         plan = _plan(hypervisor, machine, wishes, warn)
+        planned(plan)
         folder = stack.enter_context(staging(plan.places[0].path.parent, "import")) if plan.places else None
         found = _members(reader, machine, folder, file, meter)
         _check_sums(found | {name: text})

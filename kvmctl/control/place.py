@@ -10,6 +10,7 @@ from typing import Any
 
 from kvmctl.control import identity as identities
 from kvmctl.control import nvram
+from kvmctl.control import tpm as tpms
 from kvmctl.control.resolve import DEFAULT_POOL
 from kvmctl.host.staging import check_room
 from kvmctl.hypervisor import networks, storage
@@ -23,10 +24,12 @@ from kvmctl.xml import adopt as adopting
 from kvmctl.xml import identity, tree
 from kvmctl.xml.adopt import Adopted, Placed
 from kvmctl.xml.capabilities import loaders
+from kvmctl.xml.carried import carried
 from kvmctl.xml.identity import Identity
 
-_SUFFIX = {"disk": "qcow2", "media": "iso", "seed": "iso"}
-_BESIDE = ("kernel", "initrd")
+_SUFFIX = {"disk": "qcow2", "backing": "qcow2", "media": "iso", "seed": "iso"}
+_FILES = (*archive.IMAGES, "backing", "kernel", "initrd")
+"""The kinds of parts that become files in pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Wishes:
     start: bool = False
     force: bool = False
     """Start it though promises will not be kept."""
+    dry_run: bool = False
+    """Read and check everything, and make nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,12 @@ class Plan:
     nvram: Path | None
     resume: bool
     notes: tuple[str, ...]
+    tpm: str | None = None
+    """The version of its TPM, where the file has the state of one."""
+
+    def path(self, part: Part | None) -> Path | None:
+        """Where a part comes to lie."""
+        return next((one.path for one in self.places if part is not None and one.part == part), None)
 
 
 def plan(hypervisor: Hypervisor, manifest: Manifest, text: str, wishes: Wishes) -> Plan:
@@ -93,8 +104,12 @@ def plan(hypervisor: Hypervisor, manifest: Manifest, text: str, wishes: Wishes) 
     adopted = adopting.adopt(text, placed)
     check(hypervisor, own, adopted, places, wishes, variables)
     xml = identity.renew(adopted.xml, own)
-    notes = (*adopted.notes, *(f"left out: {what}" for what in adopted.foreign))
-    return Plan(manifest, own, manifest.guest, xml, placed, places, pools, variables, resume, notes)
+    notes = [*adopted.notes, *(f"left out: {what}" for what in adopted.foreign)]
+    sealed = carried(adopted.xml).tpm if manifest.of("tpm") else None
+    if sealed:
+        tpms.check_free(own.uuid)
+        notes += [f"its TPM is a copy of that of guest {manifest.guest}: both have the same keys"] if new else []
+    return Plan(manifest, own, manifest.guest, xml, placed, places, pools, variables, resume, tuple(notes), sealed)
 
 
 def check(
@@ -143,7 +158,7 @@ def _places(
     pools: dict[str, Any] = {}
     places = []
     for part in manifest.parts:
-        if part.kind in archive.IMAGES or part.kind in _BESIDE:
+        if part.kind in _FILES:
             origin = part.pool or DEFAULT_POOL
             wanted = mapped.get(origin, origin)
             if wanted not in pools:
@@ -165,7 +180,8 @@ def _pool(hypervisor: Hypervisor, name: str, origin: str) -> Any:
 def _file_name(part: Part, name: str, new: bool) -> str:
     if part.volume and not new:
         return part.volume
-    return f"{name}-{part.target}.{_SUFFIX[part.kind]}" if part.target else f"{name}-{part.kind}"
+    level = f".{part.level}" if part.level else ""
+    return f"{name}-{part.target}{level}.{_SUFFIX[part.kind]}" if part.target else f"{name}-{part.kind}"
 
 
 def _placed(
@@ -175,7 +191,7 @@ def _placed(
     drives = {
         place.part.target: (str(place.path), "qcow2" if place.part.kind == "disk" else "raw")
         for place in places
-        if place.part.target
+        if place.part.target and place.part.kind in archive.IMAGES
     }
     return Placed(
         drives=drives,

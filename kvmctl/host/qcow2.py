@@ -17,15 +17,18 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _FEATURES = struct.Struct(">QQQII")
 _EXTENSION = struct.Struct(">II")
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
-_NAMES_A_FILE = {0xE2792ACA: "a backing format", 0x44415441: "an external data file"}
+_BACKING_FORMAT, _DATA_FILE_NAME = 0xE2792ACA, 0x44415441
 _HINT = "qemu-img convert -O qcow2 makes an image of its own, where the image comes from"
 _SECTOR = 512
 _FIRST = 65536
 
 
-def check(path: Path, capacity: int | None = None) -> int:
-    """The bytes that a guest sees of the image. Raises RefusedError where it refers to another file or is encrypted,
-    UsageError where it is no sound qcow2 image, or shows a guest other than `capacity` bytes."""
+def check(path: Path, capacity: int | None = None, backing: str | None = None) -> int:
+    """The bytes that a guest sees of the image. `backing` is the one name of a qcow2 backing file that it has.
+
+    Raises RefusedError where it refers to any other file or is encrypted, UsageError where it is no sound qcow2 image,
+    or shows a guest other than `capacity` bytes.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         data = os.read(descriptor, _FIRST)
@@ -33,21 +36,23 @@ def check(path: Path, capacity: int | None = None) -> int:
         raise KvmctlError(f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    found = check_header(data)
+    found = check_header(data, backing)
     if capacity is not None and found != capacity:
         raise UsageError(f"a disk shows {found} bytes, and was to show {capacity}", "the file is not what it says")
     return found
 
 
-def check_header(data: bytes) -> int:
+def check_header(data: bytes, backing: str | None = None) -> int:
     """As `check`, of the first 64 KiB of an image."""
     if len(data) < _HEADER.size or data[:4] != MAGIC:
         raise UsageError("a disk is no qcow2 image", _HINT)
-    _, version, backing, backing_length, cluster_bits, size, crypt, *_, snapshots, _ = _HEADER.unpack_from(data)
+    _, version, at, named, cluster_bits, size, crypt, *_, snapshots, _ = _HEADER.unpack_from(data)
     if version not in (2, 3) or not 9 <= cluster_bits <= 21 or size % _SECTOR:
         raise UsageError("a disk has a header that no qcow2 image has", _HINT)
-    if backing or backing_length:
+    if backing is None and (at or named):
         raise RefusedError("a disk names a backing file, which would be one of this host's", _HINT)
+    if backing is not None and (not at or data[at : at + named] != backing.encode()):
+        raise RefusedError(f"a disk is to be over {backing}, and names another file or none", _HINT)
     if crypt:
         raise RefusedError("a disk is encrypted", _HINT)
     if snapshots:
@@ -55,7 +60,7 @@ def check_header(data: bytes) -> int:
     length = _HEADER.size
     if version == 3:
         length = _check_features(data)
-    _check_extensions(data, length)
+    _check_extensions(data, length, backing is not None)
     return int(size)
 
 
@@ -74,12 +79,21 @@ def _check_features(data: bytes) -> int:
     return int(length)
 
 
-def _check_extensions(data: bytes, at: int) -> None:
+def _check_extensions(data: bytes, at: int, over: bool) -> None:
+    """`over` is whether it may say, and then has to, that what it is over is qcow2: QEMU would guess it otherwise."""
+    known = False
     while at + _EXTENSION.size <= len(data):
         kind, length = _EXTENSION.unpack_from(data, at)
         if kind == 0:
+            if over and not known:
+                raise RefusedError("a disk does not say the format of what it is over", _HINT)
             return
-        if kind in _NAMES_A_FILE:
-            raise RefusedError(f"a disk names {_NAMES_A_FILE[kind]}", _HINT)
-        at += _EXTENSION.size + (length + 7) // 8 * 8
+        at += _EXTENSION.size
+        if kind == _BACKING_FORMAT and over and data[at : at + length] == b"qcow2":
+            known = True
+        elif kind == _BACKING_FORMAT:
+            raise RefusedError("a disk names a backing format", _HINT)
+        elif kind == _DATA_FILE_NAME:
+            raise RefusedError("a disk names an external data file", _HINT)
+        at += (length + 7) // 8 * 8
     raise UsageError("a disk has a header without an end", _HINT)

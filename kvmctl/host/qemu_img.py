@@ -132,14 +132,16 @@ def convert(
     out_format: str,
     progress: Callable[[float], None] = lambda _done: None,
     options: str = "",
+    over: str = "",
 ) -> None:
     """Copy an image with everything below it into one; unused blocks are left out. `progress` gets 0.0 to 1.0,
-    `options` are those of the new format.
+    `options` are those of the new format. Where it is to be `over` a qcow2 image, named as from its own folder, which
+    reads as what the source is over, it is the source alone that is copied.
 
     A file that is there is replaced. Raises ConflictError where a guest has the image open, since what it writes
     meanwhile would not be of one moment; KvmctlError. What was written stays.
     """
-    more = ("-o", options) if options else ()
+    more = [*(("-o", options) if options else ()), *(("-B", over, "-F", "qcow2") if over else ())]
     _run("convert", "-p", "-f", form, "-O", out_format, *more, _plain(source), _plain(path), progress=progress)
 
 

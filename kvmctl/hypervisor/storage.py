@@ -44,6 +44,16 @@ def pool(hypervisor: Hypervisor, name: str) -> Any:
     return found
 
 
+def pool_of_folder(hypervisor: Hypervisor, path: str) -> str | None:
+    """The name of the pool whose volumes lie in that folder, None where it is no pool's."""
+    try:
+        return str(hypervisor.connection.storagePoolLookupByTargetPath(path).name())
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            return None
+        raise translate(error, f"look up the pool of {path}") from error
+
+
 def folder(storage_pool: Any) -> str:
     """The path that a pool's volumes lie under."""
     from xml.etree import ElementTree

@@ -34,15 +34,19 @@ _NAMES = {
     "nvram": "nvram.fd",
     "kernel": "boot/kernel",
     "initrd": "boot/initrd",
+    "tpm": "tpm.state",
     "disk": "disks/{target}.qcow2",
+    "backing": "disks/{target}.{level}.qcow2",
     "media": "disks/{target}.raw",
     "seed": "disks/{target}.seed",
     "memory": "memory.save",
 }
 """The name of a part of each kind, which is all that it can be."""
 IMAGES = ("disk", "media", "seed")
-"""The kinds of parts that become volumes, one for each drive."""
-SMALL = {"definition": MAX_TEXT, "spec": MAX_TEXT, "nvram": 64 << 20, "seed": 64 << 20}
+"""The kinds of parts that become volumes, one for each drive; a `backing` is a volume that a disk's is over."""
+DEEPEST = 64
+"""The images that a disk can be over."""
+SMALL = {"definition": MAX_TEXT, "spec": MAX_TEXT, "nvram": 64 << 20, "tpm": MAX_TEXT, "seed": 64 << 20}
 """Bytes that a part of such a kind has at most."""
 _TARGET = re.compile(r"[a-z]{3,8}", re.ASCII)
 _VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,120}", re.ASCII)
@@ -55,6 +59,7 @@ class Part:
     """One member of the file. Bytes; `capacity` is what the guest sees of a disk.
 
     `target` is the drive's name in the domain, `volume` and `pool` what the image was called where it comes from.
+    `level` is of a `backing`: 1 is what the disk is over, 2 what that is over.
     """
 
     kind: str
@@ -63,11 +68,17 @@ class Part:
     capacity: int | None = None
     volume: str | None = None
     pool: str | None = None
+    level: int | None = None
 
     @property
     def name(self) -> str:
         """Its name in the file."""
-        return _NAMES[self.kind].format(target=self.target)
+        return _NAMES[self.kind].format(target=self.target, level=self.level)
+
+    @property
+    def is_qcow2(self) -> bool:
+        """Whether it is an image whose format says what it is over."""
+        return self.kind in ("disk", "backing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,18 @@ class Manifest:
     def of(self, kind: str) -> tuple[Part, ...]:
         """The parts of that kind."""
         return tuple(part for part in self.parts if part.kind == kind)
+
+    def over(self, part: Part) -> Part | None:
+        """The part that an image is over, None for one that stands for itself. Its name, less the folder, is what the
+        image calls it."""
+        level = (part.level or 0) + 1
+        found = (one for one in self.of("backing") if (one.target, one.level) == (part.target, level))
+        return next(found, None) if part.is_qcow2 else None
+
+
+def is_volume(name: str) -> bool:
+    """Whether an image may be called that."""
+    return _VOLUME.fullmatch(name) is not None
 
 
 def document(manifest: Manifest) -> dict[str, Any]:
@@ -140,15 +163,21 @@ def _checked(found: dict[str, Any]) -> Manifest:
     if not isinstance(rows, list) or len(rows) > MAX_PARTS:
         raise ValueError(f"it has no list of at most {MAX_PARTS} parts")
     parts = tuple(map(_part, rows))
-    if len({part.name for part in parts}) < len(parts) or len({p.target for p in parts if p.target}) < _drives(parts):
+    targets = [part.target for part in parts if part.kind in IMAGES]
+    if len({part.name for part in parts}) < len(parts) or len(set(targets)) < len(targets):
         raise ValueError("a part is listed twice")
+    _check_chains(parts)
     if not parts or parts[0].kind != "definition":
         raise ValueError("its first part is not the definition")
     return Manifest(**values, parts=parts, autostart=autostart is True)
 
 
-def _drives(parts: tuple[Part, ...]) -> int:
-    return sum(part.kind in IMAGES for part in parts)
+def _check_chains(parts: tuple[Part, ...]) -> None:
+    disks = {part.target for part in parts if part.kind == "disk"}
+    levels = {(part.target, part.level) for part in parts if part.kind == "backing"}
+    for target, level in levels:
+        if target not in disks or (level != 1 and (target, (level or 0) - 1) not in levels):
+            raise ValueError("an image is listed that no disk is over")
 
 
 def _texts(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,13 +212,18 @@ def _part(row: object) -> Part:
 
 
 def _check_part(part: Part) -> None:
-    for size in (part.size, part.capacity if part.kind == "disk" else 0):
+    for size in (part.size, part.capacity if part.is_qcow2 else 0):
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
             raise ValueError(f"the size of a part of kind {part.kind} is none")
     if part.size > SMALL.get(part.kind, MAX_SIZE):
         raise ValueError(f"a part of kind {part.kind} has {part.size} bytes, more than such a part can have")
-    if (part.target is not None) != (part.kind in IMAGES):
+    if (part.target is not None) != (part.kind in (*IMAGES, "backing")):
         raise ValueError(f"a part of kind {part.kind} and its drive do not go together")
+    level = part.level
+    if (level is None) != (part.kind != "backing") or not (
+        level is None or (type(level) is int and 1 <= level <= DEEPEST)
+    ):
+        raise ValueError(f"a part of kind {part.kind} and its level do not go together")
 
 
 def sums(digests: Mapping[str, str]) -> bytes:

@@ -1,7 +1,7 @@
 """A folder of a guest's backups: what each says of itself.
 
-    DIR/GUEST/20261126-053000-full/         backup.json  SHA256SUMS  domain.xml  nvram.fd
-                                            disks/vda.qcow2  disks/sda.seed
+    DIR/GUEST/20261126-053000-full/         backup.json  SHA256SUMS  domain.xml  nvram.fd  tpm.state
+                                            boot/kernel  boot/initrd  disks/vda.qcow2  disks/sda.seed
     DIR/GUEST/20261127-053000-incremental/  the same; its disks hold what changed, over those of the one before
 
 A disk of any of them is whole for every tool that reads qcow2, since it names the one that it is over.
@@ -26,7 +26,9 @@ MAX_MANIFEST = 1 << 20
 """Bytes."""
 Kind = Literal["full", "incremental"]
 ID = re.compile(r"\d{8}-\d{6}-(full|incremental)", re.ASCII)
-_PART = re.compile(r"domain\.xml|nvram\.fd|disks/([a-z]{2,8})\.(qcow2|seed)", re.ASCII)
+_PART = re.compile(
+    r"domain\.xml|nvram\.fd|tpm\.state|boot/kernel|boot/initrd|disks/([a-z]{2,8})\.(qcow2|seed)", re.ASCII
+)
 _SUM = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HINT = "only what kvmctl backup wrote can be used"
 

@@ -30,6 +30,7 @@ _DEVICES = frozenset(
     {
         "disk", "controller", "interface", "serial", "parallel", "console", "channel", "input", "graphics", "audio",
         "sound", "video", "memballoon", "rng", "watchdog", "panic", "vsock", "iommu", "hub", "redirdev", "memory",
+        "tpm",
     }
 )  # fmt: skip
 _DISK = frozenset(
@@ -166,7 +167,7 @@ def _nothing(_device: _Element, _placed: Placed, _notes: list[str]) -> str:
     return ""
 
 
-def _disk(disk: _Element, placed: Placed, _notes: list[str]) -> str:
+def _disk(disk: _Element, placed: Placed, notes: list[str]) -> str:
     target = disk.find("target")
     name = "" if target is None else target.get("dev", "")
     removable = disk.get("device", "disk") in ("cdrom", "floppy")
@@ -175,6 +176,7 @@ def _disk(disk: _Element, placed: Placed, _notes: list[str]) -> str:
     for child in _elements(disk):
         if child.tag not in _DISK:
             dom.remove(child)
+    source = disk.find("source")
     dom.drop(disk, "source")
     disk.set("type", "file")
     if name in placed.drives:
@@ -182,6 +184,8 @@ def _disk(disk: _Element, placed: Placed, _notes: list[str]) -> str:
         dom.child(disk, "source").set("file", path)
         dom.child(disk, "driver").set("type", form)
         return ""
+    if removable and source is not None and source.attrib:
+        notes.append(f"drive {name[:20]} is empty: what was in it is not in the file")
     return "" if removable else f"drive {name[:20]}, whose image is not in the file"
 
 
@@ -252,6 +256,15 @@ def _input(device: _Element, _placed: Placed, _notes: list[str]) -> str:
     return _called(device) if device.find("source") is not None else ""
 
 
+def _tpm(device: _Element, _placed: Placed, _notes: list[str]) -> str:
+    """Only one that the host emulates, with the state that comes in the file, or none."""
+    backends = device.findall("backend")
+    if len(backends) != 1 or backends[0].get("type") != "emulator":
+        return f"{_called(device)}, which is none that is emulated"
+    known = set(backends[0].attrib) <= {"type", "version", "persistent_state"}
+    return "" if known and {node.tag for node in _elements(backends[0])} <= {"active_pcr_banks"} else _called(device)
+
+
 _CHECKS: dict[str, _Check] = {
     "disk": _disk,
     "interface": _interface,
@@ -259,6 +272,7 @@ _CHECKS: dict[str, _Check] = {
     "memory": _memory,
     "graphics": _graphics,
     "input": _input,
+    "tpm": _tpm,
     **dict.fromkeys(_CHARACTERS, _character),
 }
 

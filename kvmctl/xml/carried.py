@@ -31,6 +31,8 @@ class Carried:
     kernel: str | None
     initrd: str | None
     beyond: tuple[str, ...]
+    tpm: str | None = None
+    """The version of its emulated TPM, whose state its host keeps."""
 
 
 def carried(xml: str) -> Carried:
@@ -44,13 +46,15 @@ def carried(xml: str) -> Carried:
             beyond.append(found)
         elif found is not None:
             drives.append(found)
-    if root.find("devices/tpm/backend[@type='emulator']") is not None:
-        beyond.append("its TPM")
+    tpm = root.find("devices/tpm/backend[@type='emulator']")
+    if tpm is not None and tpm.find("encryption") is not None:
+        beyond.append("its TPM, which a secret of this host encrypts")
     return Carried(
         tuple(drives),
         tree.text(root, "os/kernel"),
         tree.text(root, "os/initrd"),
         tuple(beyond),
+        None if tpm is None else tpm.get("version", "2.0"),
     )
 
 

@@ -103,3 +103,32 @@ def test_snapshots_of_its_own(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "snapshot", "-c", "one", path], check=True)
     with pytest.raises(RefusedError, match="snapshots"):
         qcow2.check(path)
+
+
+def over(tmp_path: Path, backing: str, *form: str) -> Path:
+    path = tmp_path / "over.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, *form, path, "1M"], check=True)
+    return path
+
+
+def test_the_one_backing_file_that_it_is_to_have(tmp_path: Path) -> None:
+    path = over(tmp_path, "a.qcow2", "-F", "qcow2")
+    assert qcow2.check(path, 1 << 20, "a.qcow2") == 1 << 20
+    for other in ("b.qcow2", "a.qcow", "a.qcow22", ""):
+        with pytest.raises(RefusedError):
+            qcow2.check(path, 1 << 20, other)
+    with pytest.raises(RefusedError):
+        qcow2.check(path)
+
+
+def test_a_backing_file_whose_format_is_another_or_guessed(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="backing format"):
+        qcow2.check(over(tmp_path, "a.qcow2", "-F", "raw"), 1 << 20, "a.qcow2")
+    path = over(tmp_path, "a.qcow2", "-F", "qcow2")
+    data = path.read_bytes()
+    at = data.index(bytes.fromhex("e2792aca"))
+    path.write_bytes(data[:at] + bytes.fromhex("12345678") + data[at + 4 :])
+    with pytest.raises(RefusedError, match="does not say the format"):
+        qcow2.check(path, 1 << 20, "a.qcow2")
+    with pytest.raises(RefusedError, match="or none"):
+        qcow2.check(made(tmp_path, name="alone"), 3 << 20, "a.qcow2")
