@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -32,19 +31,26 @@ class App:
             if self.verbose and not self.quiet:
                 click.echo(f"connected to {self._hypervisor.uri}", err=True)
             click.get_current_context().find_root().call_on_close(self._hypervisor.close)
-            self._thaw()
+            self._tell()
         return self._hypervisor
 
-    def _thaw(self) -> None:
-        """A guest that a killed run has left frozen hangs in all that it writes: the next run of any command helps."""
+    def _tell(self) -> None:
+        """Whatever the command, what a killed run has left is put right or told: a guest that it has left frozen hangs
+        in all that it writes, and one that it has left saved is off."""
+        from kvmctl.host.where import is_noted
+
+        if not is_noted("freeze", "export"):
+            return
         from kvmctl.cli.output import warn
-        from kvmctl.control.freeze import thaw_left
+        from kvmctl.control.left import told
         from kvmctl.model.errors import KvmctlError
 
         assert self._hypervisor is not None
-        with suppress(KvmctlError):  # who may not read the journal has begun nothing
-            for text in thaw_left(self._hypervisor):
-                warn(text)
+        try:
+            for sentence in told(self._hypervisor):
+                warn(sentence)
+        except KvmctlError as error:
+            warn(error.message)
 
     def reconnect(self) -> None:
         """Let `hypervisor` open another connection: the one there was is of no use any more."""

@@ -89,7 +89,19 @@ def rebalance(
     if dry_run:
         planned = _controller(app).plan()
         return _show_plan(app, planned.plan, planned.changes, planned.notes)
+    _finish(app)
     return _run(app, duration, every or 5.0)
+
+
+def _finish(app: App) -> None:
+    """Let guests go on that a killed run has left saved: whatever they were promised, they do not get while off."""
+    from kvmctl.control import left
+
+    try:
+        for text in left.finish(app.hypervisor(), warn):
+            note(app, text)
+    except KvmctlError as error:
+        warn(error.message)
 
 
 rebalance.add_command(install)

@@ -18,10 +18,10 @@ from kvmctl.control import moment, ova
 from kvmctl.control.guarded import guarded
 from kvmctl.control.images import Image
 from kvmctl.control.inspect import described
+from kvmctl.control.left import exporting
 from kvmctl.control.meter import Meter
 from kvmctl.control.moment import Moment
 from kvmctl.host import tarstream
-from kvmctl.host.lock import lock
 from kvmctl.host.staging import name as give_name
 from kvmctl.host.staging import staging
 from kvmctl.hypervisor import domains
@@ -80,7 +80,8 @@ def export(
     text = domains.definition(domain, secure=True)
     found = carried(text)
     _refuse(name, found)
-    with lock(f"export of guest {domain.UUIDString()}"), staging(folder, "export") as place:
+    folders = [folder, *moment.folders(found)]
+    with exporting(hypervisor, domain, with_memory, folders), staging(folder, "export") as place:
         taken = moment.take(hypervisor, domain, found, place, with_memory, meter, chain)
         with taken as now:
             contents = _contents(hypervisor, name, text, found, now)

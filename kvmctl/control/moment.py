@@ -98,6 +98,12 @@ def take(
     yield _off(domain, sources, place, meter, copy)
 
 
+def folders(found: Carried) -> list[Path]:
+    """Where the copies of a running guest's disks may be made, beside where its archive goes."""
+    paths = [Path(drive.path).parent for drive in found.drives if drive.path]
+    return sorted({path for path in paths if path != Path("/dev")})
+
+
 def _refuse_plugged(domain: Any, found: Carried) -> None:
     now = {(drive.target, drive.path, drive.volume) for drive in carried(domains.live_definition(domain)).drives}
     stored = {(drive.target, drive.path, drive.volume) for drive in found.drives}

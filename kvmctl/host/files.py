@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+from kvmctl.host import where
 from kvmctl.model.errors import KvmctlError, UnreachableError
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
@@ -196,11 +197,7 @@ def write_kernel(path: Path, value: str) -> str:
 
 def state_directory() -> Path:
     """Where kvmctl remembers what it changed: KVMCTL_STATE_DIR, else /var/lib/kvmctl for root."""
-    if wanted := os.environ.get("KVMCTL_STATE_DIR"):
-        return Path(wanted)
-    if os.geteuid() == 0:
-        return Path("/var/lib/kvmctl")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "kvmctl"
+    return Path(where.state())
 
 
 def run_directory() -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError
 from kvmctl.model.units import human_size
 
-_PREFIX = ".kvmctl-"
+PREFIX = ".kvmctl-"
+"""What the names of such folders begin with."""
 KEPT_FREE = 64 << 20
 """Bytes that are left free on a file system, beside what is known to come."""
 
@@ -24,7 +25,7 @@ def staging(parent: Path, what: str, mode: int = 0o700) -> Iterator[Path]:
 
     Whoever has one holds a lock on it, which the kernel takes away from a process that ends. Raises KvmctlError.
     """
-    _sweep(parent, what)
+    sweep(parent, what)
     try:
         path, held = _made(parent, what)
         path.chmod(mode)
@@ -41,7 +42,7 @@ def staging(parent: Path, what: str, mode: int = 0o700) -> Iterator[Path]:
 
 def _made(parent: Path, what: str) -> tuple[Path, int]:
     while True:
-        path = parent / f"{_PREFIX}{what}-{os.urandom(6).hex()}"
+        path = parent / f"{PREFIX}{what}-{os.urandom(6).hex()}"
         path.mkdir(mode=0o700)
         # Until it is locked, another's sweep takes it for one that was left: then make another.
         with suppress(FileNotFoundError):
@@ -52,8 +53,9 @@ def _made(parent: Path, what: str) -> tuple[Path, int]:
             os.close(held)
 
 
-def _sweep(parent: Path, what: str) -> None:
-    for path in parent.glob(f"{_PREFIX}{what}-*"):
+def sweep(parent: Path, what: str) -> None:
+    """Remove the folders that killed runs left in `parent`."""
+    for path in parent.glob(f"{PREFIX}{what}-*"):
         with suppress(OSError):
             held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

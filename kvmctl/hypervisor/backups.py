@@ -46,12 +46,17 @@ def failure(domain: Any) -> str | None:
     return str(stats.get("errmsg") or "libvirt does not say why")
 
 
+def job(domain: Any) -> str | None:
+    """The XML of the backup job that runs on the guest, None where none does."""
+    try:
+        return str(domain.backupGetXMLDesc(0))
+    except libvirt.libvirtError:
+        return None
+
+
 def runs(domain: Any) -> bool:
     """Whether a backup job runs on the guest."""
-    try:
-        return bool(domain.backupGetXMLDesc(0))
-    except libvirt.libvirtError:
-        return False
+    return job(domain) is not None
 
 
 def abort(domain: Any) -> None:

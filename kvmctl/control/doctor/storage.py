@@ -92,7 +92,9 @@ def _leftover(intent: journal.Intent) -> Check:
     hint = {
         "backup": f"the next kvmctl backup {guest} DIR removes it",
         "clone": "the next kvmctl clone removes it",
-        "freeze": f"kvmctl snapshot list {guest} thaws it",
+        "export": f"kvmctl start {guest} lets it go on where it is off; kvmctl list removes what is left",
+        "freeze": f"kvmctl list thaws it, and so does virsh domfsthaw {guest}",
+        "import": "the next kvmctl import removes it",
         "merge": f"kvmctl snapshot delete {guest} NAME goes on with it",
         "revert": f"kvmctl snapshot list {guest} finishes it",
     }.get(intent.kind, "kvmctl apply -f FILE finishes or names it")
