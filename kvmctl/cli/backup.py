@@ -31,11 +31,12 @@ _COLUMNS = (
 @click.option("--verify", is_flag=True, help="Only list them, and compare every file with its sum.")
 @pass_app
 def backup(app: App, guest: str, folder: Path, incremental: bool, list_: bool, verify: bool) -> None:
-    """Back a guest up into a folder: its disks at one moment, definition and NVRAM, with their sums.
+    """Back a guest up into a folder: its disks at one moment, definition, NVRAM and TPM state, with their sums.
 
     A guest that runs goes on meanwhile; an agent in it freezes its file systems for that moment. A full backup of
     a running guest whose disks are all qcow2 lets incremental ones follow. Each disk of a backup, disks/vda.qcow2
-    in its folder, is whole for every tool that reads qcow2: qemu-img convert makes an image of it.
+    in its folder, is whole for every tool that reads qcow2: qemu-img convert makes an image of it. kvmctl import makes
+    a guest of any of them.
 
     \b
     Example:

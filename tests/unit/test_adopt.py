@@ -30,6 +30,8 @@ INNER = """\
 <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
 <graphics type='vnc' port='-1' listen='127.0.0.1'><listen type='address' address='127.0.0.1'/></graphics>
 <memballoon model='virtio'/>
+<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'>
+  <active_pcr_banks><sha256/></active_pcr_banks></backend></tpm>
 """
 
 
@@ -44,8 +46,14 @@ def test_what_a_guest_usually_has_is_kept() -> None:
     assert found.notes == ("what it says on its serial device is not logged to /var/log/web1.log any more",)
     for gone in ("/tmp/evil", "/dev/pts", "vnet1", "portid", "/run/x.sock", "/elsewhere", "web1.log"):
         assert gone not in found.xml
-    for kept in ("/pool/web1.qcow2", "org.qemu.guest_agent.0", "/dev/urandom", 'dev="sdb"'):
+    for kept in ("active_pcr_banks", "/pool/web1.qcow2", "org.qemu.guest_agent.0", "/dev/urandom", 'dev="sdb"'):
         assert kept in found.xml
+
+
+def test_a_drive_whose_medium_is_not_in_the_file_is_empty_and_named() -> None:
+    found = of(devices="<disk type='file' device='cdrom'><source file='/iso/a.iso'/><target dev='sdb'/></disk>")
+    assert (found.foreign, found.notes) == ((), ("drive sdb is empty: what was in it is not in the file",))
+    assert "/iso" not in found.xml
 
 
 def test_adopting_again_changes_nothing() -> None:
@@ -72,6 +80,15 @@ FOREIGN = {
     "shared memory": ("", "<shmem name='x'/>"),
     "a lease": ("", "<lease/>"),
     "a TPM": ("", "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>"),
+    "a TPM that a secret opens": (
+        "",
+        "<tpm model='tpm-crb'><backend type='emulator'><encryption secret='x'/></backend></tpm>",
+    ),
+    "a TPM of another program's": (
+        "",
+        "<tpm model='tpm-crb'><backend type='external'><source path='x'/></backend></tpm>",
+    ),
+    "a TPM that says more": ("", "<tpm model='tpm-crb'><backend type='emulator' debug='9'/></tpm>"),
     "a smart card": ("", "<smartcard mode='host'/>"),
     "a device of tomorrow": ("", "<teleporter/>"),
     "a disk that nobody sent": ("", "<disk type='file'><source file='/etc/shadow'/><target dev='vdb'/></disk>"),

@@ -42,6 +42,9 @@ MANIFEST = Manifest(
         Part("disk", 20 * GIB, "vda", 40 * GIB, "web1.qcow2", "default"),
         Part("seed", 4096, "sda"),
         Part("memory", 9),
+        Part("tpm", 6000),
+        Part("backing", GIB, "vda", 40 * GIB, "base.qcow2", "default", 1),
+        Part("backing", GIB, "vda", 20 * GIB, level=2),
     ),
     autostart=True,
 )
@@ -55,6 +58,8 @@ def test_a_manifest_is_read_as_it_was_written() -> None:
     assert parsed(archive.document(MANIFEST)) == MANIFEST
     assert MANIFEST.size == sum(part.size for part in MANIFEST.parts)
     assert [part.name for part in MANIFEST.of("disk")] == ["disks/vda.qcow2"]
+    over = [MANIFEST.over(part) for part in MANIFEST.parts]
+    assert [part and part.name for part in over if part] == ["disks/vda.1.qcow2", "disks/vda.2.qcow2"]
 
 
 @pytest.mark.parametrize("name", ["web1", "a.b-c_d+e"])
@@ -107,6 +112,16 @@ BAD: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an NVRAM that is none": lambda found: found["parts"][1].update(size=1 << 30),
     "a part twice": lambda found: found["parts"].append(found["parts"][2]),
     "a drive twice": lambda found: found["parts"][3].update(target="vda", name="disks/vda.seed"),
+    "a level where there is none": part(level=1),
+    "no level": lambda found: found["parts"][6].pop("level"),
+    "a level that is true": lambda found: found["parts"][6].update(level=True),
+    "a level of none": lambda found: found["parts"][6].update(level=0, name="disks/vda.0.qcow2"),
+    "a level too deep": lambda found: found["parts"][7].update(level=65, name="disks/vda.65.qcow2"),
+    "a level that is left out": lambda found: found["parts"].pop(6),
+    "a level twice": lambda found: found["parts"][7].update(level=1, name="disks/vda.1.qcow2"),
+    "what no disk is over": lambda found: found["parts"][7].update(target="vdb", name="disks/vdb.2.qcow2"),
+    "what a seed is over": lambda found: found["parts"][6].update(target="sda", name="disks/sda.1.qcow2"),
+    "a TPM that is none": lambda found: found["parts"][5].update(size=1 << 30),
     "another part first": lambda found: found["parts"].reverse(),
     "an unknown key": part(owner="root"),
     "a part that is none": lambda found: found["parts"].append("x"),
@@ -143,15 +158,25 @@ def test_any_value_is_read_or_refused(key: str, value: Any) -> None:
     assert found.parts[0].kind == "definition"
 
 
-@given(st.sampled_from(["kind", "size", "target", "capacity", "volume", "pool", "name"]), json_values)
-def test_any_value_of_a_part_is_read_or_refused(key: str, value: Any) -> None:
+@given(
+    st.sampled_from(["kind", "size", "target", "capacity", "volume", "pool", "name", "level"]),
+    st.sampled_from([2, 5, 6, 7]),
+    json_values,
+)
+def test_any_value_of_a_part_is_read_or_refused(key: str, index: int, value: Any) -> None:
     found = archive.document(MANIFEST)
-    found["parts"][2][key] = value
+    found["parts"][index][key] = value
     try:
         again = parsed(found)
     except UsageError:
         return
-    assert {one.name.split("/")[0] for one in again.parts} <= {"domain.xml", "nvram.fd", "disks", "memory.save"}
+    assert {one.name.split("/")[0] for one in again.parts} <= {
+        "domain.xml",
+        "nvram.fd",
+        "disks",
+        "memory.save",
+        "tpm.state",
+    }
 
 
 # The stream
