@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kvmctl import __version__
-from kvmctl.control import moment, ova
+from kvmctl.control import moment, ova, tpm
 from kvmctl.control.guarded import guarded
 from kvmctl.control.images import Image
 from kvmctl.control.inspect import described
@@ -92,7 +92,12 @@ def export(
             if now.pause:
                 _give_weight(hypervisor)
             size = _write(partial(_stream, manifest, contents, now.check, meter), place, target)
-    return Exported(manifest, size, now.pause, ())
+    return Exported(manifest, size, now.pause, tuple(_missing(found, now)))
+
+
+def _missing(found: Carried, now: Moment) -> Iterator[str]:
+    if found.tpm and now.tpm is None:
+        yield f"its TPM has no state in {tpm.FOLDER}: it was never started, or its hypervisor keeps that elsewhere"
 
 
 def _give_weight(hypervisor: Hypervisor) -> None:

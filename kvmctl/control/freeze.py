@@ -15,13 +15,15 @@ from kvmctl.model.wording import argument
 
 INTENT = "freeze"
 """The journal's word for file systems that are frozen; its key is the guest's UUID."""
+_ANSWER = 10.0
+"""Seconds that a run which thaws what is left may hold the lock: the agent has five to answer."""
 
 
 @contextmanager
 def noted(hypervisor: Hypervisor, domain: Any) -> Iterator[None]:
     """Where we are killed within the block, the next run thaws the guest. Raises KvmctlError, LockedError."""
     journal, uuid = Journal(), domain.UUIDString()
-    with lock(_lock_of(uuid)):
+    with lock(_lock_of(uuid), _ANSWER):
         journal.begin(INTENT, uuid, {"guest": domain.name(), "uri": hypervisor.uri})
         try:
             yield

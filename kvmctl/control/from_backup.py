@@ -165,7 +165,8 @@ def _origin(hypervisor: Hypervisor | None, drive: Drive) -> tuple[str | None, st
         volume, pool = drive.volume, drive.pool
     else:
         path = Path(drive.path)
-        volume, pool = path.name, storage.pool_of_folder(hypervisor, str(path.parent)) if hypervisor else None
+        volume = None if path.is_relative_to("/dev") else path.name
+        pool = storage.pool_of_folder(hypervisor, str(path.parent)) if hypervisor else None
     return (volume if volume and archive.is_volume(volume) else None), pool
 
 

@@ -20,6 +20,8 @@ from kvmctl.xml.tree import read
 EXPORT = "export"
 """The journal's word for a guest that is being copied into a file; its key is the guest's UUID."""
 _OFF = ("stopped", "crashed")
+_MOMENT = 2.0
+"""Seconds that looking at what is left may hold an export's lock."""
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def exporting(hypervisor: Hypervisor, domain: Any, memory: bool, folders: list[P
     journal, uuid = Journal(), domain.UUIDString()
     memory = memory and domains.state(domain) not in _OFF
     data = {"guest": domain.name(), "uri": hypervisor.uri, "memory": memory, "folders": list(map(str, folders))}
-    with lock(_lock_of(uuid)):
+    with lock(_lock_of(uuid), _MOMENT):
         for intent in journal.unfinished(EXPORT):
             if intent.key == uuid and intent.data.get("uri") == hypervisor.uri:
                 from kvmctl.control.guarded import guarded
@@ -69,7 +71,8 @@ def finish(hypervisor: Hypervisor, warn: Callable[[str], None]) -> list[str]:
     """Let guests that killed exports have left saved go on, where the host has room for them: a sentence for each."""
     from kvmctl.control.guarded import guarded  # not needed by every command, which this module is
 
-    found = [one for one in Journal().unfinished(EXPORT) if one.data.get("memory")]
+    left = [one for one in Journal().unfinished(EXPORT) if one.data.get("uri") == hypervisor.uri]
+    found = [one for one in left if one.data.get("memory")]
     if not found:
         return []
     with guarded(hypervisor, warn):
@@ -93,7 +96,7 @@ def _settle(hypervisor: Hypervisor, intent: Intent, resume: bool) -> str:
         domain = None
     if domain is not None and domain.UUIDString() == intent.key:
         if domains.state(domain) not in _OFF:
-            if intent.data.get("memory") and domain.jobInfo()[0]:
+            if intent.data.get("memory") and backups.progress(domain) is not None:
                 return f"the memory of guest {guest} is being saved for an export that was killed"
             _end_copy(domain)
         elif intent.data.get("memory") and domains.has_saved_state(domain):

@@ -101,7 +101,7 @@ def take(
 def folders(found: Carried) -> list[Path]:
     """Where the copies of a running guest's disks may be made, beside where its archive goes."""
     paths = [Path(drive.path).parent for drive in found.drives if drive.path]
-    return sorted({path for path in paths if path != Path("/dev")})
+    return sorted({path for path in paths if not path.is_relative_to("/dev")})
 
 
 def _refuse_plugged(domain: Any, found: Carried) -> None:
@@ -156,7 +156,7 @@ def _running(
     disks = [source for source in sources if source.drive.kind == "disk"]
     others = tuple(source.drive.target for source in sources if source.drive.kind != "disk")
     # QEMU's user may not reach where the archive goes, and does reach where the guest's images are.
-    near = next((source.path.parent for source in disks if source.path.parent != Path("/dev")), place)
+    near = next((source.path.parent for source in disks if not source.path.is_relative_to("/dev")), place)
     folder = stack.enter_context(staging(near, "export", 0o711)) if disks else place
     check_room(folder, sum(map(required, disks)))
     targets = {source.drive.target: str(folder / f"{source.drive.target}.qcow2") for source in disks}
@@ -172,7 +172,7 @@ def _back_up(
     is_frozen, ours = False, False
     try:
         with ExitStack() as stack:
-            if _has_agent(domain):
+            if _has_agent(domain) and domains.state(domain) == "running":
                 with suppress(KvmctlError):
                     stack.enter_context(frozen(hypervisor, domain))
                     is_frozen = True

@@ -97,6 +97,8 @@ def _left(spec: GuestSpec, now: Moment) -> Iterator[str]:
         if found.drive.kind != "disk":
             what = "a cloud-init seed" if found.drive.kind == "seed" else "a CD-ROM"
             yield f"not in an OVA: drive {found.drive.target}, {what}"
+    if now.tpm is not None:
+        yield "not in an OVA: the state of its TPM, and so whatever that keeps keys for"
     yield "not in an OVA: shares, reservations, limits, labels, and devices beside disks and network cards"
     if any(disk.bus == "virtio" for disk in spec.disks or ()):
         yield "its virtio disks are on SATA there; the system in it needs a driver for that"
