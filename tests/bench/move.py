@@ -121,7 +121,8 @@ def _fill(folder: Path, size: int, kind: str) -> None:
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -s {image} {half}", disk], check=True)
         image.unlink()
     elif kind == "hollow":
-        subprocess.run(["qemu-io", "-f", "qcow2", "-d", "unmap", "-c", f"discard {half}", disk], check=True)
+        command = ["qemu-io", "-f", "qcow2", "-d", "unmap", "-c", f"discard {half}", disk]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
 def _sh(script: str, *values: object) -> Callable[[], float]:

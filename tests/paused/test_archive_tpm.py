@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -38,7 +39,7 @@ def sealed(hypervisor: Hypervisor, make_name: Names, pool: Pool) -> Guest:
     name, image = make_name("tpm"), pool[1] / "first.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
     text = archives.definition(name, devices=TPM).replace("/elsewhere/a.qcow2", str(image))
-    domains.define(hypervisor, name, text.replace(archives.UUID, "")).UUIDString()
+    domains.define(hypervisor, name, text.replace(archives.UUID, str(uuid4())))
     hypervisor.connection.storagePoolLookupByName(pool[0]).refresh(0)
     guest = Guest(hypervisor, name)
     domains.start(guest.domain, paused=True)
