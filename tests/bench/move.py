@@ -121,7 +121,7 @@ def _fill(folder: Path, size: int, kind: str) -> None:
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -s {image} {half}", disk], check=True)
         image.unlink()
     elif kind == "hollow":
-        command = ["qemu-io", "-f", "qcow2", "-d", "unmap", "-c", f"discard {half}", disk]
+        command = ["qemu-io", "-f", "qcow2", "-d", "unmap", "-c", f"discard {half}", str(disk)]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
