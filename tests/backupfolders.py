@@ -13,6 +13,7 @@ from tests import archives, disks
 
 FULL, NEXT, LAST = "20260101-000000-full", "20260102-000000-incremental", "20260103-000000-incremental"
 IDS = (FULL, NEXT, LAST)
+SMALL = ("nvram.fd", "tpm.state")
 
 
 def make(folder: Path, name: str, image: Path) -> Path:
@@ -35,7 +36,8 @@ def write(home: Path, id_: str, edit: Callable[[dict[str, Any]], Any] = lambda _
     """The manifest of one, as its files are now; `edit` changes it before it is written."""
     path = home / id_ / "backup.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    parts = [_part(home / id_, name) for name in ("disks/vda.qcow2", "domain.xml")]
+    names = ("disks/vda.qcow2", "domain.xml", *(name for name in SMALL if (home / id_ / name).exists()))
+    parts = [_part(home / id_, name) for name in names]
     plain = {"format": "kvmctl-backup", "version": 1, "id": id_, "uuid": archives.UUID, "parent": None}
     plain |= {"kind": id_.rpartition("-")[2], "created": "2026-01-01T00:00:00+00:00", "checkpoint": None}
     plain |= {"consistency": "it is off", "writer": "a test"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvmctl.control import nvram
+from kvmctl.control import nvram, tpm
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from tests import backupfolders, disks
@@ -227,3 +227,28 @@ def test_what_it_boots_from_comes_back(
         assert (pool[1] / f"{name}-{what}").read_bytes() == (folder / what).read_bytes()
     assert str(pool[1] / f"{name}-kernel") in domains.definition(Guest(hypervisor, name).domain)
     assert len(row["files"]) == 3
+
+
+def test_variables_and_tpm_come_back(kvmctl: Kvmctl, hypervisor: Hypervisor, home: Path) -> None:
+    definition = home / LAST / "domain.xml"
+    text = (
+        definition.read_text()
+        .replace("<os>", "<os firmware='efi'>")
+        .replace("</os>", "</os><features><acpi/></features>")
+    )
+    device = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices>"
+    definition.write_text(text.replace("</devices>", device))
+    for name in backupfolders.SMALL:
+        (home / LAST / name).write_bytes(name.encode())
+    backupfolders.write(home, LAST)
+    row = run(kvmctl, "import", home, "--name", f"{home.name}-2")
+    made = Guest(hypervisor, row["name"])
+    variables, state = nvram.FOLDER / f"{made.name}_VARS.fd", tpm.file(row["uuid"], "2.0")
+    try:
+        assert variables.read_bytes() == b"nvram.fd"
+        assert state.read_bytes() == b"tpm.state"
+        assert any("same keys" in text for text in row["notes"])
+    finally:
+        made.remove()
+    assert not variables.exists()
+    assert not state.exists()
