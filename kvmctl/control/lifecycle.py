@@ -47,12 +47,15 @@ def start(guest: Guest, paused: bool = False) -> Deed:
     sample, domain = guest
     if domains.state(domain) in ("running", "paused", "suspended"):
         return Deed(sample.name, "unchanged", f"is {domains.state(domain)} already")
+    was_saved = domains.has_saved_state(domain)
     try:
         begin(domain, paused)
     except KvmctlError as error:
         raise _pinned_nowhere(domain) or error from error
     wanted = "paused" if paused else "running"
     found = domains.state(domain)
+    if was_saved and found == "paused" != wanted:
+        return Deed(sample.name, "changed", "started, and paused as it was when it was saved")
     if found != wanted:
         raise KvmctlError(
             f"guest {sample.name} was started, but is {found} now",

@@ -14,6 +14,7 @@ import pytest
 
 from kvmctl.hypervisor import backups, domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.xml.snapshot import render_backup
 from tests import archives
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, until
@@ -101,8 +102,7 @@ def test_the_job_of_somebody_else_goes_on(
         "intents": {"export": {guest.domain.UUIDString(): {"data": data, "time": 1}}},
     }
     (state / "journal.json").write_text(json.dumps(journal))
-    target = f"<target file='{pool[1]}/theirs.qcow2'/><driver type='qcow2'/>"
-    backups.begin(guest.domain, f"<domainbackup><disks><disk name='vda'>{target}</disk></disks></domainbackup>", None)
+    backups.begin(guest.domain, render_backup({"vda": f"{pool[1]}/theirs.qcow2"}, None, ()), None)
     kvmctl("list")
     assert backups.runs(guest.domain) or backups.failure(guest.domain) is None
     backups.abort(guest.domain)
