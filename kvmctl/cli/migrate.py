@@ -62,7 +62,7 @@ def _downtime(ctx: click.Context, param: click.Parameter, text: str | None) -> f
 @guests_argument
 @click.argument("host", metavar="URI|HOST")
 @click.option("--check", is_flag=True, help="Only say what stands in the way; exit 5 if anything does.")
-@click.option("--offline", is_flag=True, help="Guests that are off: their definitions move.")
+@click.option("--offline", is_flag=True, help="Guests that are off.")
 @click.option("--copy-storage", is_flag=True, help="Copy disks that the hosts do not share.")
 @click.option("--overwrite", is_flag=True, help="With --copy-storage: write over images that are there already.")
 @click.option("--assume-shared", is_flag=True, help="Take the disks' storage for shared where that cannot be told.")
@@ -130,7 +130,8 @@ def _check_options(options: MigrationOptions) -> None:
         "--post-copy": options.post_copy,
         "--parallel": bool(options.parallel),
         "--max-downtime": options.max_downtime is not None,
-        "--bandwidth": options.bandwidth is not None,
+        "--bandwidth": options.bandwidth is not None and not options.copy_storage,
+        "--tls": options.tls,
     }
     if options.offline and (wrong := [name for name, given in live.items() if given]):
         raise UsageError(f"{', '.join(wrong)}: nothing runs of a guest that is off", "leave it out, or --offline")
@@ -226,7 +227,7 @@ def _moved_row(name: str, result: Moved | KvmctlError) -> dict[str, Any]:
         "transfer_seconds": job.elapsed if job else None,
         "downtime": job.downtime if job else None,
         "expected_downtime": round(expected.downtime, 3) if expected else None,
-        "sent": job.memory_sent if job else None,
+        "sent": job.memory_sent or job.disk_sent if job else None,
         "rounds": job.rounds if job else None,
         "dirty_rate": expected.dirty_rate if expected else None,
         "left_behind": list(done.left_behind) if done else [],

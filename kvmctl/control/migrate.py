@@ -52,7 +52,7 @@ def check(
     candidates: list[Candidate] = []
     for guest in guests:
         moved, host = facts.guest(guest)
-        host = policy.arrived(host, [one.guest for one in candidates])
+        host = policy.arrived(host, [one.guest for one in candidates], options)
         candidates.append(Candidate(moved, guest[1], policy.findings(moved, host, options)))
     return candidates
 

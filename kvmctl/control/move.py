@@ -6,17 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvmctl.control import move_facts, move_record, move_settle
+from kvmctl.control.move_copy import Copier, Note
 from kvmctl.control.move_record import MoveRecord
 from kvmctl.control.wait import interrupted
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, moving
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import KvmctlError, LockedError
+from kvmctl.model.errors import ConflictError, KvmctlError, LockedError
 from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedDisk, MovedGuest
 from kvmctl.model.sample import ACTIVE
 from kvmctl.model.wording import argument
@@ -61,6 +62,7 @@ class Mover:
         self.options = options
         self._progress = progress
         self._say = say
+        self._copier = Copier(source, target, options.bandwidth)
 
     def expect(self, guest: MovedGuest, domain: Any) -> Forecast | None:
         """How long the move will take, and whether it comes to an end, from what `start_dirty_rate` has measured."""
@@ -99,14 +101,25 @@ class Mover:
             target=self.target.uri,
             autostart=domains.autostart(domain),
             offline=self.options.offline,
-            made=tuple(str(disk.path) for disk in copied if disk.exists is False),
+            made=() if self.options.offline else tuple(str(disk.path) for disk in copied if disk.exists is False),
         )
         journal = Journal()
         move_settle.begin(journal, begun)
         before = moving.max_downtime(domain) if self.options.max_downtime is not None else None
         started = time.monotonic()
+        failure: KvmctlError | None = None
+        job: JobSample | None = None
+
+        def note(made: tuple[str, ...]) -> None:
+            nonlocal begun
+            begun = replace(begun, made=made)
+            move_settle.begin(journal, begun)
+
         try:
-            failure = self._carry(domain, guest, copied)
+            if self.options.offline:
+                job = self._carry_off(domain, guest, copied, note)
+            else:
+                failure = self._carry(domain, guest, copied)
         except KvmctlError as error:
             failure = error
         seconds = time.monotonic() - started
@@ -116,7 +129,7 @@ class Mover:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure, self._where(guest))
-        job = self._job_of(guest)
+        job = job or self._job_of(guest)
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
         return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
 
@@ -125,7 +138,7 @@ class Mover:
 
     def _carry(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk]) -> KvmctlError | None:
         """Have libvirt move it, and watch; why that failed. On an interrupt the move is given up first."""
-        if self.options.max_downtime is not None and not self.options.offline:
+        if self.options.max_downtime is not None:
             moving.set_max_downtime(domain, self.options.max_downtime)
         failed: list[KvmctlError] = []
         # What libvirt would refuse of the others has been looked at before.
@@ -158,9 +171,19 @@ class Mover:
             return KvmctlError("the move was given up", f"kvmctl migrate {argument(guest.name)} … tries again")
         return failed[0] if failed else None
 
+    def _carry_off(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], note: Note) -> JobSample | None:
+        """Have the target get all that the guest is while it is off; how its images were copied. Raises KvmctlError."""
+        job = None
+        if copied:
+            job = self._copier.copy(copied, note, lambda sample: self._progress(guest.name, sample))
+        if (state := domains.state(domain)) != guest.state:
+            raise ConflictError(f"guest {guest.name} is {state} now", "leave out --offline to move one that runs")
+        moving.migrate(domain, self.target, self.options)
+        return job
+
     def _watch(self, domain: Any) -> JobSample | None:
         try:
-            return None if self.options.offline else moving.job(domain)
+            return moving.job(domain)
         except KvmctlError:
             # The daemon is gone; the thread gets to know that too.
             return None

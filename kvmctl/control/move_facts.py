@@ -26,6 +26,8 @@ from kvmctl.xml import tree
 from kvmctl.xml.capabilities import parse_platform
 from kvmctl.xml.metadata import promise_in
 
+MOST_IMAGES = 64
+"""Images that lie over each other; more go in a circle."""
 RUN = 20_000_000
 """Nanoseconds of a vCPU's time: one that only came up has less."""
 
@@ -155,21 +157,39 @@ class Facts:
     def _disk(self, domain: Any, disk: MovedDisk, active: bool) -> MovedDisk:
         if disk.kind == "network" or not disk.path:
             return replace(disk, shared=True)
-        folder = str(PurePosixPath(disk.path).parent)
+        found = self._image(disk, disk.path, sharing.block_sizes(domain, disk.target) if active else None)
+        return found if active or not found.held else replace(found, below=self._below(disk))
+
+    def _image(self, disk: MovedDisk, path: str, sizes: tuple[int, int] | None) -> MovedDisk:
+        folder, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
         here, there = self._pools[0].get(folder), self._pools[1].get(folder)
-        sizes = sharing.block_sizes(domain, disk.target) if active else None
         if sizes is None and here is not None:
-            sizes = sharing.image_at(here, PurePosixPath(disk.path).name)
-        found = None if there is None else sharing.image_at(there, PurePosixPath(disk.path).name)
+            sizes = sharing.image_at(here, name)
+        found = None if there is None else sharing.image_at(there, name)
         return replace(
             disk,
+            path=path,
             capacity=sizes and sizes[0],
             allocation=sizes and sizes[1],
             shared=self._is_shared(folder, here, there),
             exists=None if there is None else found is not None,
             pool=there.name if there else None,
             room=there.available if there else None,
+            held=here is not None,
+            differs=bool(sizes and found and sizes[0] != found[0]),
         )
+
+    def _below(self, disk: MovedDisk) -> tuple[MovedDisk, ...]:
+        """What the image overlays, as far as pools of the source know it."""
+        found: list[MovedDisk] = []
+        path = disk.path or ""
+        while len(found) < MOST_IMAGES and (pool := self._pools[0].get(str(PurePosixPath(path).parent))):
+            name = PurePosixPath(path).name
+            path = sharing.backing(pool, name) or "" if sharing.image_at(pool, name) else ""
+            if not path:
+                break
+            found.append(self._image(disk, path, None))
+        return tuple(found)
 
     def _is_shared(self, folder: str, here: FolderPool | None, there: FolderPool | None) -> bool | None:
         if there is None:

@@ -33,7 +33,8 @@ _PAGE = 4096
 def migrate(
     domain: Any, target: Hypervisor, options: MigrationOptions, copied: Sequence[str] = (), unsafe: bool = False
 ) -> None:
-    """Move the guest; returns when it runs at the target and is undefined here.
+    """Move the guest; returns when it runs at the target and is undefined here, or when both have the definition of
+    one that is off.
 
     `copied` are the disks that are copied, as `vda`; `unsafe` says that the others have been made sure of, whatever
     libvirt thinks of them.
@@ -54,10 +55,12 @@ def migrate(
 
 
 def _flags(options: MigrationOptions, copies: bool, unsafe: bool) -> int:
-    flags: int = libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    flags: int = libvirt.VIR_MIGRATE_PERSIST_DEST
     if options.offline:
+        # The source is asked once more before its definition goes: nothing keeps it from being started there.
         return flags | int(libvirt.VIR_MIGRATE_OFFLINE)
     chosen = {
+        libvirt.VIR_MIGRATE_UNDEFINE_SOURCE: True,
         libvirt.VIR_MIGRATE_LIVE: True,
         libvirt.VIR_MIGRATE_UNSAFE: unsafe,
         libvirt.VIR_MIGRATE_NON_SHARED_DISK: copies,

@@ -107,6 +107,13 @@ def image_at(pool: FolderPool, name: str) -> tuple[int, int] | None:
     return found
 
 
+def backing(pool: FolderPool, name: str) -> str | None:
+    """The path of what an image of the pool overlays; None where it is an image of its own."""
+    with doing(f"read image {name}"):
+        text = pool.handle.storageVolLookupByName(name).XMLDesc(0)
+    return ElementTree.fromstring(text).findtext("backingStore/path") or None  # noqa: S314 - libvirt wrote it
+
+
 def _known(pool: FolderPool, name: str) -> tuple[int, int] | None:
     try:
         # The file behind a volume is looked at each time; one that is gone is an error.

@@ -3,8 +3,10 @@
 Bytes, seconds and cores.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kvmctl.model.hostpolicy import HostPolicy
@@ -21,7 +23,7 @@ class MigrationOptions:
     """How guests are to move."""
 
     offline: bool = False
-    """Only the definition of guests that are off."""
+    """Guests that are off: their definitions, and with `copy_storage` their disks."""
     direct: bool = False
     """By way of this process instead of from daemon to daemon."""
     copy_storage: bool = False
@@ -65,6 +67,12 @@ class MovedDisk:
     """The target's pool that holds the image's folder."""
     room: int | None = None
     """What is free in that pool."""
+    held: bool = True
+    """Whether a pool of the source holds the image's folder."""
+    differs: bool = False
+    """Whether the target's image of that path cannot be the same."""
+    below: tuple[MovedDisk, ...] = ()
+    """Of a guest that is off, the images that this one overlays, the next one first."""
 
     @property
     def copied(self) -> bool:
@@ -144,6 +152,8 @@ class TargetHost:
     reachable_by: str | None = None
     """Why the source's daemon cannot reach it by this URI, empty where nothing speaks against it."""
     clock_ahead: float | None = None
+    arriving: Mapping[str, MovedDisk] = field(default_factory=dict)
+    """Images that guests before this one bring along, by path."""
 
 
 @dataclass(frozen=True, slots=True)

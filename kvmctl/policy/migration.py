@@ -31,6 +31,7 @@ def findings(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -
         *_devices(guest, options),
         *_places(guest, target),
         *(finding for disk in guest.disks for finding in _disk(guest, disk, options)),
+        *_room(guest, target, options),
         *_promises(guest, target, options),
         *_versions(guest, target),
     ]
@@ -69,12 +70,13 @@ def blocks(found: Sequence[Finding]) -> bool:
     return any(finding.severity == "obstacle" for finding in found)
 
 
-def arrived(target: TargetHost, guests: Sequence[MovedGuest]) -> TargetHost:
-    """The target once these guests have moved to it, as far as admission is concerned."""
+def arrived(target: TargetHost, guests: Sequence[MovedGuest], options: MigrationOptions) -> TargetHost:
+    """The target once these guests have moved to it, as far as admission and room for disks are concerned."""
     running = {guest.name: guest.promise for guest in guests if guest.state in ACTIVE}
     taken = sum(guest.memory for guest in guests if guest.state in ACTIVE)
     available = None if target.available is None else max(0, target.available - taken)
-    return replace(target, running={**target.running, **running}, available=available)
+    images = {path: image for guest in guests for path, image in _arriving(guest, options).items()}
+    return replace(target, running={**target.running, **running}, available=available, arriving=images)
 
 
 def _obstacle(guest: MovedGuest, what: str, side: Side, text: str, hint: str = "") -> Finding:
@@ -197,6 +199,7 @@ def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iter
     if is_copied(disk, options):
         yield from _copied(guest, disk, options)
         return
+    yield from _left_out(guest, disk)
     if disk.kind == "network":
         pass
     elif disk.read_only or disk.shareable:
@@ -221,15 +224,25 @@ def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iter
 def is_copied(disk: MovedDisk, options: MigrationOptions) -> bool:
     """Whether a move with these options copies the disk. One that both hosts have would be written over itself."""
     shared = options.assume_shared if disk.shared is None else disk.shared
-    return options.copy_storage and disk.copied and not shared
+    # libvirt leaves discs out; of a guest that is off it copies nothing, and it is done here.
+    disc = options.offline and disk.read_only and disk.exists is False
+    return options.copy_storage and (disk.copied or disc) and not shared
+
+
+def _left_out(guest: MovedGuest, disk: MovedDisk) -> Iterator[Finding]:
+    """What a disk overlays that is not copied."""
+    for base in disk.below:
+        if not base.shared and base.exists is False:
+            hint = "copy it there; kvmctl export puts all of a disk into one image"
+            yield _obstacle(guest, f"disk {disk.target}", "target", f"it has no {base.path}, which is overlaid", hint)
 
 
 def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iterator[Finding]:
     what = f"disk {disk.target}"
     if options.offline:
-        hint = "start the guest and move it live; or export and import it"
-        yield _obstacle(guest, what, "source", "libvirt copies no disks of a guest that is off", hint)
-        return
+        yield from _readable(guest, what, disk)
+        for base in disk.below:
+            yield from _below(guest, what, base)
     if disk.exists and disk.shared is None:
         text = f"it has {disk.path}, and whether that is the very image that the guest uses cannot be told"
         yield _obstacle(guest, what, "both", text, "define a pool of its folder on both hosts")
@@ -239,12 +252,50 @@ def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> It
     if disk.pool is None and not disk.exists:
         text = f"no pool of it holds the folder of {disk.path}, so there is nowhere to copy it to"
         yield _obstacle(guest, what, "target", text, "define a pool of that folder there: virsh pool-define-as")
-    needed = disk.allocation or disk.capacity
-    if needed and disk.room is not None and not disk.exists and needed > disk.room:
-        text = f"its pool {disk.pool} has {human_size(disk.room)} free, and {disk.path} takes {human_size(needed)}"
-        yield _obstacle(guest, what, "target", text, "make room there")
-    if disk.backing:
+    if disk.backing and not options.offline:
         yield _warning(guest, what, "both", f"{disk.path} is copied whole, with what it overlays")
+
+
+def _readable(guest: MovedGuest, what: str, image: MovedDisk) -> Iterator[Finding]:
+    if not image.held:
+        text = f"no pool of it holds the folder of {image.path}, so it cannot be read"
+        yield _obstacle(guest, what, "source", text, "define a pool of that folder: virsh pool-define-as")
+
+
+def _below(guest: MovedGuest, what: str, base: MovedDisk) -> Iterator[Finding]:
+    if base.shared:
+        return
+    yield from _readable(guest, what, base)
+    if base.exists and base.differs:
+        text = f"it has another {base.path}, which the disk would overlay there"
+        yield _obstacle(guest, what, "target", text, "give one of the two another name")
+    elif not base.exists and base.pool is None:
+        text = f"no pool of it holds the folder of {base.path}, which is overlaid"
+        yield _obstacle(guest, what, "target", text, "define a pool of that folder there: virsh pool-define-as")
+
+
+def _arriving(guest: MovedGuest, options: MigrationOptions) -> dict[str, MovedDisk]:
+    """The images that a move makes at the target, by path."""
+    found: dict[str, MovedDisk] = {}
+    for disk in guest.disks:
+        if is_copied(disk, options):
+            below = [base for base in disk.below if not base.shared] if options.offline else []
+            found |= {str(image.path): image for image in (disk, *below) if image.exists is False}
+    return found
+
+
+def _room(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> Iterator[Finding]:
+    """What is copied has to fit, together with that of the guests before."""
+    own = _arriving(guest, options)
+    images = [*own.values(), *(image for path, image in target.arriving.items() if path not in own)]
+    for pool in dict.fromkeys(image.pool for image in own.values()):
+        room = min(
+            (image.room for image in own.values() if image.pool == pool and image.room is not None), default=None
+        )
+        needed = sum(image.allocation or image.capacity or 0 for image in images if image.pool == pool)
+        if pool is not None and room is not None and needed > room:
+            text = f"its pool {pool} has {human_size(room)} free, and what is copied takes {human_size(needed)}"
+            yield _obstacle(guest, "room", "target", text, "make room there")
 
 
 def _promises(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> Iterator[Finding]:

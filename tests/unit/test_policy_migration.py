@@ -116,10 +116,10 @@ def test_its_own_policy_decides() -> None:
 
 def test_guests_that_arrive_before_count() -> None:
     other = replace(GUEST, name="web0", promise=replace(PROMISE, cpu_reservation=3.5), memory=11 * GIB)
-    after = arrived(TARGET, [other])
+    after = arrived(TARGET, [other], LIVE)
     assert {one.what for one in found(target=after)} >= {"admission"}
     assert after.available == GIB
-    assert arrived(TARGET, [replace(other, state="stopped")]) == replace(TARGET)
+    assert arrived(TARGET, [replace(other, state="stopped")], LIVE) == replace(TARGET)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,49 @@ def test_a_guest_that_is_off() -> None:
     assert [one.what for one in found(replace(off, nvram=True), options=options)] == ["firmware"]
     device = found(replace(off, host_devices=("pci device 0000:01:00.0",)), options=options)
     assert [one.severity for one in device] == ["warning"]
-    copying = MigrationOptions(offline=True, copy_storage=True)
-    (one,) = found(replace(off, disks=(replace(DISK, shared=False, exists=False),)), options=copying)
-    assert one.severity == "obstacle"
+
+
+BASE = MovedDisk(
+    "vda", "/images/base.qcow2", "file", capacity=GIB, allocation=GIB, shared=False, exists=False, pool="p"
+)
+OWN = replace(DISK, shared=False, exists=False, allocation=MIB, room=2 * GIB, pool="p", below=(BASE,))
+OFF = replace(GUEST, state="stopped", disks=(OWN,))
+COPYING = MigrationOptions(offline=True, copy_storage=True)
+
+
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [
+        ({}, None),
+        ({"held": False}, "so it cannot be read"),
+        ({"exists": True}, "already"),
+        ({"pool": None}, "nowhere to copy"),
+        ({"room": GIB}, "free"),
+        ({"below": (replace(BASE, exists=True, differs=True),)}, "another /images/base"),
+        ({"below": (replace(BASE, exists=True),), "room": GIB}, None),
+        ({"below": (replace(BASE, shared=True),), "room": GIB}, None),
+        ({"below": (replace(BASE, exists=None, pool=None),)}, "which is overlaid"),
+        ({"below": (replace(BASE, held=False),)}, "so it cannot be read"),
+        ({"shared": True, "exists": True}, "it has no /images/base"),
+        ({"read_only": True}, None),
+    ],
+)
+def test_disks_of_a_guest_that_is_off(disk: dict[str, Any], said: str | None) -> None:
+    texts = [one.text for one in found(replace(OFF, disks=(replace(OWN, **disk),)), options=COPYING)]
+    assert len(texts) == (said is not None), texts
+    assert said is None or said in texts[0]
+
+
+def test_room_for_all_of_several() -> None:
+    """What they have in common is copied once."""
+    other = replace(OWN, path="/images/web2.qcow2", allocation=GIB, room=2 * GIB + MIB)
+    first, second = (replace(OFF, disks=(replace(one, room=2 * GIB + MIB),)) for one in (OWN, other))
+    assert not found(second, arrived(TARGET, [first], COPYING), COPYING)
+    third = replace(OFF, disks=(replace(other, path="/images/web3.qcow2"),))
+    (one,) = found(third, arrived(TARGET, [first, second], COPYING), COPYING)
+    assert "3GiB" in one.text
+    assert is_copied(replace(OWN, read_only=True), COPYING)
+    assert not is_copied(replace(OWN, read_only=True), replace(COPYING, offline=False))
 
 
 def test_everything_at_once_obstacles_first() -> None:

@@ -1,0 +1,194 @@
+"""The images of guests that are off, copied to another host by way of this process, and read back there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import PurePosixPath
+
+from kvmctl.control.wait import interrupted
+from kvmctl.hypervisor import copying, sharing
+from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.copying import Piece
+from kvmctl.hypervisor.sharing import FolderPool
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
+from kvmctl.model.migration import JobSample, MovedDisk
+
+BLOCK = 65536
+"""Bytes that are looked at together, whether any of them is not zero."""
+_ZEROES = bytes(BLOCK)
+
+Note = Callable[[tuple[str, ...]], None]
+"""Takes down which images at the target are not whole yet, or of no use without the rest."""
+
+
+class Sum:
+    """The sum of an image's content, the same whether its zeroes are written or not."""
+
+    def __init__(self) -> None:
+        self._sum = sha256()
+        self._held = bytearray()
+        self._at = 0
+
+    def add(self, piece: Piece) -> None:
+        """Take in what comes next."""
+        if isinstance(piece, bytes):
+            self._take(piece)
+            return
+        if self._held:
+            fill = min(piece, BLOCK - len(self._held))
+            self._take(bytes(fill))
+            piece -= fill
+        whole = piece // BLOCK * BLOCK
+        self._at += whole
+        self._take(bytes(piece - whole))
+
+    def _take(self, data: bytes) -> None:
+        self._held += data
+        whole = len(self._held) // BLOCK * BLOCK
+        for begin in range(0, whole, BLOCK):
+            self._block(bytes(self._held[begin : begin + BLOCK]))
+        del self._held[:whole]
+
+    def _block(self, block: bytes) -> None:
+        if block != _ZEROES[: len(block)]:
+            self._sum.update(self._at.to_bytes(8, "big") + block)
+        self._at += len(block)
+
+    def result(self) -> tuple[int, str]:
+        """The length of it all, and the sum. Nothing is added any more."""
+        if self._held:
+            self._block(bytes(self._held))
+            self._held.clear()
+        return self._at, self._sum.hexdigest()
+
+
+class Meter:
+    """How far the copying of one guest's images is, and no faster than it may be."""
+
+    def __init__(self, total: int, bandwidth: int | None, show: Callable[[JobSample], None]) -> None:
+        self._total, self._bandwidth, self._show = total, bandwidth, show
+        self._done, self._begun = 0, time.monotonic()
+
+    def sample(self) -> JobSample:
+        """How far it is."""
+        spent = time.monotonic() - self._begun
+        speed = round(self._done / spent) if spent > 0 else 0
+        return JobSample(spent, disk_total=max(self._total, self._done), disk_sent=self._done, speed=speed)
+
+    def through(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Count what passes. Raises KvmctlError once the move is given up."""
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                self._done += len(piece)
+                self._show(self.sample())
+                if self._bandwidth:
+                    interrupted.wait(max(0.0, self._begun + self._done / self._bandwidth - time.monotonic()))
+            if interrupted.is_set():
+                raise KvmctlError("the move was given up", "kvmctl migrate does it again from the beginning")
+            yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Where one image is, and where it is to be."""
+
+    path: str
+    here: FolderPool
+    there: FolderPool
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+
+class Copier:
+    """Copies the images of guests between two hosts. Several guests may be copied at once."""
+
+    def __init__(self, source: Hypervisor, target: Hypervisor, bandwidth: int | None) -> None:
+        self.source = source
+        self.target = target
+        self._bandwidth = bandwidth
+        self._bases: set[str] = set()
+        self._one = threading.Lock()
+
+    def copy(self, disks: Sequence[MovedDisk], note: Note, show: Callable[[JobSample], None]) -> JobSample:
+        """Copy the disks with what they overlay, as it is; an image that others may overlay too is left where the
+        target has it, and has to be the same. Raises KvmctlError."""
+        bases = [base for disk in disks for base in disk.below if not base.shared]
+        # All of it passes here twice: when it is copied, and when it is read back.
+        total = 2 * sum(image.allocation or 0 for image in (*bases, *disks))
+        meter = Meter(total, self._bandwidth, show)
+        made: tuple[str, ...] = ()
+
+        def noted(path: str, whole: bool) -> None:
+            nonlocal made
+            made = tuple(one for one in made if one != path) if whole else (*made, path)
+            note(made)
+
+        for disk in disks:
+            for base in reversed(disk.below):
+                if not base.shared:
+                    with self._one:
+                        self._base(self._ends(base), meter, noted)
+            ends = self._ends(disk)
+            if disk.exists:
+                copying.delete(ends.there, ends.name)
+            self._image(ends, meter, noted)
+        return meter.sample()
+
+    def _ends(self, disk: MovedDisk) -> _Ends:
+        path = str(disk.path)
+        folder = str(PurePosixPath(path).parent)
+        here, there = (sharing.folder_pools(one).get(folder) for one in (self.source, self.target))
+        if here is None or there is None:
+            host = self.source if here is None else self.target
+            raise NotFoundError(f"{host.uri} has no pool of {folder} any more", "virsh pool-start starts one")
+        return _Ends(path, here, there)
+
+    def _base(self, ends: _Ends, meter: Meter, noted: Callable[[str, bool], None]) -> None:
+        if ends.path in self._bases:
+            return
+        if sharing.image_at(ends.there, ends.name) is None:
+            self._image(ends, meter, noted)
+            # It is whole, and of use to other guests: it stays, whatever becomes of this one.
+            noted(ends.path, True)
+        elif self._read(self.source, ends.here, ends, meter) != self._read(self.target, ends.there, ends, meter):
+            raise ConflictError(
+                f"the target has another {ends.path}, which the guest's disk would overlay there",
+                "give one of the two another name; kvmctl export puts all of a disk into one image",
+            )
+        self._bases.add(ends.path)
+
+    def _image(self, ends: _Ends, meter: Meter, noted: Callable[[str, bool], None]) -> None:
+        """Make the image at the target, and read it back."""
+        before = copying.stored(ends.here, ends.name)
+        noted(ends.path, False)
+        try:
+            copying.make(ends.there, ends.name, before)
+        except KvmctlError:
+            # Somebody else's: it is not to be removed.
+            noted(ends.path, True)
+            raise
+        sent = Sum()
+        with copying.writing(self.target, ends.there, ends.name) as image:
+            for piece in meter.through(copying.pieces(self.source, ends.here, ends.name)):
+                sent.add(piece)
+                image.put(piece)
+        copying.look_again(ends.there)
+        if self._read(self.target, ends.there, ends, meter) != sent.result():
+            raise KvmctlError(
+                f"the copy of {ends.path} reads other than what was sent", "examine the target's storage, and try again"
+            )
+        after = copying.stored(ends.here, ends.name)
+        if (after.length, after.written) != (before.length, before.written):
+            raise ConflictError(f"{ends.path} was written to meanwhile", "see who uses it, and try again")
+
+    def _read(self, hypervisor: Hypervisor, pool: FolderPool, ends: _Ends, meter: Meter) -> tuple[int, str]:
+        found = Sum()
+        for piece in meter.through(copying.pieces(hypervisor, pool, ends.name)):
+            found.add(piece)
+        return found.result()
