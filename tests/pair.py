@@ -32,6 +32,7 @@ migration_address = "{address}"
 migration_host = "{address}"
 keepalive_interval = 1
 keepalive_count = 3
+migrate_tls_x509_cert_dir = "/etc/libvirt/pki"
 """
 """A cut cable is found after 4 s instead of 30."""
 
@@ -50,6 +51,9 @@ class PairHost(NamespaceHost):
         """Its URI, as the other host has to write it."""
         self.cable = False
         """Whether one is plugged in."""
+        self.certificates = folder / "etc/pki"
+        """What its QEMU encrypts moves with; there are none."""
+        self.certificates.mkdir(mode=0o755)
 
     def plug(self, other: PairHost) -> None:
         """A cable from this one to the other, between devices `eth0`."""

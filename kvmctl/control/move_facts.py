@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 from kvmctl.control.hosts import policy_of
 from kvmctl.control.select import Guest
 from kvmctl.control.weights import claims
-from kvmctl.host import content
+from kvmctl.host import content, tls
 from kvmctl.host.process import find_guests
 from kvmctl.hypervisor import capabilities, domains, host, moving, scheduler, sharing
 from kvmctl.hypervisor.connection import Hypervisor
@@ -73,6 +73,8 @@ class Facts:
             policy=policy,
             known_policy=known,
             reachable_by=_unreachable(target),
+            source_tls=_tls(self.source, "client"),
+            tls=_tls(target, "server"),
         )
 
     def guest(self, guest: Guest) -> tuple[MovedGuest, TargetHost]:
@@ -205,6 +207,12 @@ def _unreachable(target: Hypervisor) -> str:
     if not target.local and "test" not in target.uri.partition(":")[0]:
         return ""
     return f"the source's daemon reaches no other host by {target.uri}"
+
+
+def _tls(hypervisor: Hypervisor, role: str) -> str | None:
+    """Why a host cannot encrypt a move; libvirt does not tell, so that of another machine it is not known."""
+    folder = tls.migration_folder() if hypervisor.local else None
+    return None if folder is None else tls.why_not(folder, role)
 
 
 def _attribute(root: Element, path: str, name: str) -> str:

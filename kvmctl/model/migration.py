@@ -152,6 +152,10 @@ class TargetHost:
     reachable_by: str | None = None
     """Why the source's daemon cannot reach it by this URI, empty where nothing speaks against it."""
     clock_ahead: float | None = None
+    source_tls: str | None = None
+    """Why the source cannot encrypt what it sends, empty where it can."""
+    tls: str | None = None
+    """Why it cannot encrypt what it is sent."""
     arriving: Mapping[str, MovedDisk] = field(default_factory=dict)
     """Images that guests before this one bring along, by path."""
 

@@ -27,6 +27,7 @@ def findings(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -
     found = [
         *_guest(guest, target.source_versions[1], options),
         *_identity(guest, target, options),
+        *(_encryption(guest, target) if options.tls else ()),
         *_processor(guest, target),
         *_devices(guest, options),
         *_places(guest, target),
@@ -132,6 +133,22 @@ def _identity(guest: MovedGuest, target: TargetHost, options: MigrationOptions) 
     if ahead is not None and abs(ahead) > CLOCK_TOLERANCE:
         text = f"its clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
         yield _warning(guest, "clock", "target", text, "have both hosts follow the same time server")
+
+
+def _encryption(guest: MovedGuest, target: TargetHost) -> Iterator[Finding]:
+    ends: tuple[tuple[Side, str | None, str], ...] = (
+        ("source", target.source_tls, "client"),
+        ("target", target.tls, "server"),
+    )
+    for side, why, role in ends:
+        if why:
+            hint = (
+                f"make certificates of one authority for both hosts (libvirt.org/tlscerts.html), here {role}-cert.pem"
+            )
+            yield _obstacle(guest, "tls", side, f"its QEMU cannot encrypt: {why}", hint)
+        elif why is None:
+            text = "whether its QEMU has certificates to encrypt with cannot be told: without, the move does not begin"
+            yield _warning(guest, "tls", side, text)
 
 
 def _processor(guest: MovedGuest, target: TargetHost) -> Iterator[Finding]:

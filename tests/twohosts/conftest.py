@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,3 +212,49 @@ def promised(traveller: Traveller, host: PairHost) -> Metadata:
     found = metadata.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     assert found.cpu_reservation, "it is not there at all"
     return found
+
+
+SLOW = ("--bandwidth", "8MiB/s", "--force")
+"""A move of about ten seconds, which is not to end by itself before it is cut off."""
+
+
+class Moving:
+    """`kvmctl migrate`, while it runs."""
+
+    def __init__(self, hosts: Pair, traveller: Traveller, *options: str) -> None:
+        self.hosts = hosts
+        self.traveller = traveller
+        set_weight(traveller, hosts.a, 77)
+        command = [sys.executable, "-m", "kvmctl", "migrate", traveller.name, hosts.b.tcp, *SLOW, *options]
+        self.log = hosts.a.folder / "moving.log"
+        self.log.unlink(missing_ok=True)
+        self.process = hosts.a.spawn(command, hosts.a.own(), log=self.log.name)
+        wait_for_job(traveller, hosts.a)
+
+    def ended(self, timeout: float = 60) -> int:
+        """Its exit code."""
+        return self.process.wait(timeout)
+
+    @property
+    def said(self) -> str:
+        """What it said."""
+        return self.log.read_text()
+
+
+Begin = Callable[..., Moving]
+
+
+@pytest.fixture
+def moving(hosts: Pair) -> Iterator[Begin]:
+    """Moves that have begun; what is left of their processes ends with the test."""
+    begun: list[Moving] = []
+
+    def begin(traveller: Traveller, *options: str) -> Moving:
+        begun.append(Moving(hosts, traveller, *options))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()

@@ -203,6 +203,18 @@ def test_room_for_all_of_several() -> None:
     assert not is_copied(replace(OWN, read_only=True), replace(COPYING, offline=False))
 
 
+def test_encryption() -> None:
+    secret = MigrationOptions(tls=True)
+    assert [(one.what, one.severity, one.side) for one in found(options=secret)] == [
+        ("tls", "warning", "source"),
+        ("tls", "warning", "target"),
+    ]
+    (one,) = found(target=replace(TARGET, source_tls="no certificate", tls=""), options=secret)
+    assert (one.what, one.severity, one.side) == ("tls", "obstacle", "source")
+    assert "no certificate" in one.text
+    assert not found(target=replace(TARGET, source_tls="no certificate"))
+
+
 def test_everything_at_once_obstacles_first() -> None:
     guest = replace(
         GUEST,
