@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kvmctl.cli.output import warn
-from kvmctl.model.errors import PartialError
+from kvmctl.model.errors import PartialError, UsageError
 
 if TYPE_CHECKING:
+    from kvmctl.cli.app import App
     from kvmctl.control.hosts import Answer
     from kvmctl.hypervisor.connection import Hypervisor
 
@@ -24,11 +25,19 @@ def all_hosts_option(command: F) -> F:
     return click.option("--all-hosts", is_flag=True, help=text)(command)
 
 
-def ask_all(ask: Callable[[Hypervisor], Any]) -> list[Answer]:
-    """What each host answers; why one does not is said. Raises UsageError where no host has a name."""
+def asks_several(app: App, all_hosts: bool) -> bool:
+    """Whether a command is to ask several hosts. Raises UsageError where it is said twice which."""
+    if all_hosts and app.connect:
+        raise UsageError("--all-hosts and -c both say which hosts to ask", "leave one of them out")
+    return all_hosts or len(app.connect) > 1
+
+
+def ask_all(app: App, ask: Callable[[Hypervisor], Any]) -> list[Answer]:
+    """What each host answers that `-c` names, or that has a name; why one does not is said. Raises UsageError where
+    no host has a name."""
     from kvmctl.control import hosts
 
-    answers = hosts.ask_all(hosts.all_hosts(), ask)
+    answers = hosts.ask_all([hosts.by_name(one) for one in app.connect] or hosts.all_hosts(), ask)
     for answer in answers:
         if answer.error:
             warn(f"{answer.host.name}: {answer.error.message}")

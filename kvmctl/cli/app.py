@@ -14,13 +14,29 @@ class App:
     """The global options of one invocation."""
 
     def __init__(self) -> None:
-        self.uri: str | None = None
+        self.connect: tuple[str, ...] = ()
+        """What every `-c` says, wherever it stands."""
         self.output = "table"
         self.quiet = False
         self.verbose = 0
         self.debug = False
         self.yes = False
         self._hypervisor: Hypervisor | None = None
+
+    @property
+    def uri(self) -> str | None:
+        """The hypervisor that was named, by URI or as hosts.yaml calls it. Raises UsageError where several were."""
+        if len(self.connect) > 1:
+            from kvmctl.model.errors import UsageError
+
+            raise UsageError(
+                f"this acts on one host, and -c names {len(self.connect)}", "kvmctl list and host show take several"
+            )
+        if self.connect and self.connect[0] and ":" not in self.connect[0]:
+            from kvmctl.control.hosts import by_name
+
+            return by_name(self.connect[0]).uri
+        return self.connect[0] if self.connect else None
 
     def hypervisor(self) -> Hypervisor:
         """The connection, opened once. Raises UnreachableError."""

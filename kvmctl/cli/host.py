@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmctl.cli.all_hosts import all_hosts_option
+from kvmctl.cli.all_hosts import all_hosts_option, asks_several
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.completion import complete_guests
 from kvmctl.cli.duration import seconds
@@ -61,7 +61,7 @@ def show(app: App, all_hosts: bool) -> None:
       kvmctl host show -o json
       kvmctl host show --all-hosts
     """
-    if all_hosts:
+    if asks_several(app, all_hosts):
         from kvmctl.cli.hosts import show_all
 
         show_all(app)

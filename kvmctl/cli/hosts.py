@@ -36,7 +36,7 @@ def show_all(app: App) -> None:
     """A line for each host that has a name; JSON and YAML hold all that `host show` tells of each."""
     from kvmctl.control.facts import facts
 
-    answers = ask_all(facts)
+    answers = ask_all(app, facts)
     documents: list[dict[str, Any]] = [
         {"host": answer.host.name, "uri": answer.host.uri}
         | ({"state": UNREACHABLE, "error": answer.error.message} if answer.error else {"state": "up"} | answer.value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmctl.cli.all_hosts import UNREACHABLE, all_hosts_option, ask_all, raise_for_dead
+from kvmctl.cli.all_hosts import UNREACHABLE, all_hosts_option, ask_all, asks_several, raise_for_dead
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.completion import complete_guests
 from kvmctl.cli.output import Column, emit, emit_names, note
@@ -41,8 +41,9 @@ def list_(app: App, labels: tuple[str, ...], state: str | None, patterns: tuple[
       kvmctl list --state running
       kvmctl list 'web*' -o json
       kvmctl list --all-hosts
+      kvmctl list -c node1 -c qemu+ssh://node2/system
     """
-    if all_hosts:
+    if asks_several(app, all_hosts):
         _list_all(app, patterns, labels, state)
         return
     hypervisor = app.hypervisor()
@@ -75,7 +76,7 @@ def _rows(
 
 def _list_all(app: App, patterns: tuple[str, ...], labels: tuple[str, ...], state: str | None) -> None:
     """The guests of every host; a host that does not answer is a row without a guest."""
-    answers = ask_all(lambda hypervisor: _rows(hypervisor, patterns, labels, state))
+    answers = ask_all(app, lambda hypervisor: _rows(hypervisor, patterns, labels, state))
     rows: list[dict[str, Any]] = []
     for answer in answers:
         said = {"host": answer.host.name, "uri": answer.host.uri}

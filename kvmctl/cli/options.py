@@ -17,6 +17,9 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
     app = ctx.ensure_object(App)
     assert param.name is not None
     if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+        if isinstance(value, tuple):
+            # Before and after the command count: a second host must not be dropped in silence.
+            value = tuple(dict.fromkeys((*getattr(app, param.name), *value)))
         setattr(app, param.name, value)
 
 
@@ -28,7 +31,11 @@ def global_options(hidden: bool = False) -> list[click.Parameter]:
 
     return [
         option(
-            "-c", "--connect", "uri", metavar="URI", help="Hypervisor; else LIBVIRT_DEFAULT_URI, else the first usable."
+            "-c",
+            "--connect",
+            multiple=True,
+            metavar="URI|HOST",
+            help="Hypervisor; else LIBVIRT_DEFAULT_URI, else the first usable. Several for list and host show.",
         ),
         option("-o", "--output", type=click.Choice(["table", "json", "yaml", "name"]), help="Format of results."),
         option("-q", "--quiet", is_flag=True, help="Results and errors only."),

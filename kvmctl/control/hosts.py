@@ -60,8 +60,7 @@ def all_hosts() -> tuple[NamedHost, ...]:
 def resolve(text: str) -> NamedHost:
     """A host by its name, or by a URI. Raises NotFoundError, UsageError."""
     if ":" in text:
-        by_uri = next((host for host in named() if host.uri == text), None)
-        return by_uri or NamedHost(text, text)
+        return by_name(text)
     hosts = named()
     found = next((host for host in hosts if host.name == text), None)
     if found is None:
@@ -70,6 +69,11 @@ def resolve(text: str) -> NamedHost:
             f"no host is named {text!r}: {known}", f"give its URI, or add it to {argument(str(file()))}"
         )
     return found
+
+
+def by_name(text: str) -> NamedHost:
+    """A host by its name here, or by a URI, or by what libvirt itself takes for one."""
+    return next((host for host in named() if text in (host.name, host.uri)), NamedHost(text, text))
 
 
 def policy_of(host: NamedHost, hypervisor: Hypervisor) -> tuple[HostPolicy, bool]:
