@@ -10,6 +10,7 @@ import click
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
 from kvmctl.cli.lifecycle import guests_argument, raise_for_failures
+from kvmctl.cli.migrate_history import show as show_history
 from kvmctl.cli.move_progress import MoveProgress
 from kvmctl.cli.output import Column, detail, emit, note, warn
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
@@ -58,38 +59,67 @@ def _downtime(ctx: click.Context, param: click.Parameter, text: str | None) -> f
     return found
 
 
+def _which(_ctx: click.Context, _param: click.Parameter, text: str | None) -> None:
+    """virsh means connections by it; who drains a host means guests."""
+    if text is not None:
+        raise click.UsageError(
+            "--parallel could be two things: --jobs N is guests at a time, --connections N each one's"
+        )
+
+
 @click.command()
 @guests_argument
-@click.argument("host", metavar="URI|HOST")
+@click.argument("host", metavar="URI|HOST", required=False)
 @click.option("--check", is_flag=True, help="Only say what stands in the way; exit 5 if anything does.")
-@click.option("--offline", is_flag=True, help="Guests that are off.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Move N guests at a time."
+)
+@click.option("--offline", is_flag=True, help="Also guests that are off; with --copy-storage their disks.")
 @click.option("--copy-storage", is_flag=True, help="Copy disks that the hosts do not share.")
 @click.option("--overwrite", is_flag=True, help="With --copy-storage: write over images that are there already.")
 @click.option("--assume-shared", is_flag=True, help="Take the disks' storage for shared where that cannot be told.")
-@click.option("--bandwidth", callback=_bandwidth, metavar="SIZE/s", help="Send at most so much: 100MiB/s.")
-@click.option("--parallel", type=click.IntRange(2, 16), metavar="N", help="Send each guest over N connections.")
+@click.option("--bandwidth", callback=_bandwidth, metavar="SIZE/s", help="Send each guest at most so fast: 100MiB/s.")
+@click.option(
+    "--connections", type=click.IntRange(2, 16), metavar="N", help="Send each guest over N connections instead of one."
+)
+@click.option("--parallel", metavar="N", callback=_which, expose_value=False, hidden=True)
+@click.option("--max-downtime", callback=_downtime, metavar="TIME", help="How long it may stand at the end: 300ms.")
 @click.option("--auto-converge", is_flag=True, help="Slow down a guest that changes its memory too fast.")
 @click.option("--post-copy", is_flag=True, help="Let it go on there after one round; its rest follows.")
-@click.option("--max-downtime", callback=_downtime, metavar="TIME", help="How long it may stand at the end: 300ms.")
 @click.option("--tls", is_flag=True, help="Encrypt what is sent; both hosts need certificates.")
 @click.option("--direct", is_flag=True, help="By way of this process, not from daemon to daemon.")
-@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Guests at a time.")
 @click.option("--force", is_flag=True, help="Move even if promises there are broken, or it may never end.")
+@click.option("--history", is_flag=True, help="Only show how moves went, and what was expected of them.")
 @pass_app
 def migrate(
-    app: App, /, names: tuple[str, ...], labels: tuple[str, ...], host: str, check: bool, jobs: int, **wishes: Any
+    app: App,
+    /,
+    names: tuple[str, ...],
+    labels: tuple[str, ...],
+    host: str | None,
+    check: bool,
+    history: bool,
+    jobs: int,
+    **wishes: Any,
 ) -> None:
     """Move guests to another host while they run, once nothing stands in the way of any of them.
 
-    HOST is a name in /etc/kvmctl/hosts.yaml. The daemons do it between them: it goes on if kvmctl is killed, and the
-    next run settles it. Ctrl-C gives it up, and the guest stays.
+    They go in the order they are named in, one by one or --jobs at a time. HOST is a name in /etc/kvmctl/hosts.yaml.
+    The daemons do it between them: it goes on if kvmctl is killed, and the next run settles it. Only disks of guests
+    that are off are copied by kvmctl itself. Ctrl-C gives a move up, and the guest stays.
 
     \b
     Example:
       kvmctl migrate web1 qemu+ssh://node2/system --check
       kvmctl migrate web1 db1 node2 --copy-storage --bandwidth 100MiB/s
       kvmctl migrate '*' node2 --jobs 4
+      kvmctl migrate --history
     """
+    if history:
+        show_history(app, (*names, host) if host else names)
+        return
+    if host is None:
+        raise click.UsageError("Missing argument: which guests, and the host that they are to move to")
     from kvmctl.control import migrate as control
     from kvmctl.control.move import Moved, Mover
     from kvmctl.control.select import chosen, in_order
@@ -102,14 +132,14 @@ def migrate(
     with target:
         control.recover(source, target, warn)
         guests = in_order(chosen(source, names, labels), names)
-        if not check and not options.offline:
+        if not check:
             control.measure(guests)
         candidates = control.check(source, target, named, guests, options)
         _report(app, candidates, check)
         if check:
             return
         progress = MoveProgress(app)
-        mover = Mover(source, target, options, progress, warn)
+        mover = Mover(source, target, options, progress, warn, min(jobs, len(candidates)))
         expected = control.expect(mover, candidates)
         _announce(app, candidates, expected, options)
         try:
@@ -125,20 +155,10 @@ def migrate(
 
 
 def _check_options(options: MigrationOptions) -> None:
-    live = {
-        "--auto-converge": options.auto_converge,
-        "--post-copy": options.post_copy,
-        "--parallel": bool(options.parallel),
-        "--max-downtime": options.max_downtime is not None,
-        "--bandwidth": options.bandwidth is not None and not options.copy_storage,
-        "--tls": options.tls,
-    }
-    if options.offline and (wrong := [name for name, given in live.items() if given]):
-        raise UsageError(f"{', '.join(wrong)}: nothing runs of a guest that is off", "leave it out, or --offline")
     if options.overwrite and not options.copy_storage:
         raise UsageError("--overwrite is about the images that --copy-storage makes", "add --copy-storage")
-    if options.parallel and options.post_copy:
-        raise UsageError("--parallel and --post-copy exclude each other in QEMU", "leave one of them out")
+    if options.connections and options.post_copy:
+        raise UsageError("--connections and --post-copy exclude each other in QEMU", "leave one of them out")
 
 
 def _report(app: App, candidates: Sequence[Candidate], check: bool) -> None:
@@ -186,9 +206,10 @@ def _announce(
         note(
             app,
             f"guest {one.guest.name}: about {forecast.seconds:.1f} s for {human_size(forecast.memory)} at "
-            f"{human_size(forecast.bandwidth)}/s ({forecast.source}), changing {rate}",
+            f"{human_size(forecast.bandwidth)}/s ({forecast.source}), changing {rate}"
+            + (f", slowed down by about {forecast.throttled} %" if forecast.throttled else ""),
         )
-        if not forecast.converges and not (options.auto_converge or options.post_copy):
+        if not forecast.converges:
             endless.append(one.guest.name)
     if endless and not options.force:
         raise RefusedError(
@@ -229,6 +250,7 @@ def _moved_row(name: str, result: Moved | KvmctlError) -> dict[str, Any]:
         "expected_downtime": round(expected.downtime, 3) if expected else None,
         "sent": job.memory_sent or job.disk_sent if job else None,
         "rounds": job.rounds if job else None,
+        "throttled": job.throttled if job else None,
         "dirty_rate": expected.dirty_rate if expected else None,
         "left_behind": list(done.left_behind) if done else [],
         "text": result.message if isinstance(result, KvmctlError) else "moved, and defined there",

@@ -56,12 +56,15 @@ class Mover:
         options: MigrationOptions,
         progress: Progress = lambda _guest, _sample: None,
         say: Callable[[str], None] = lambda _text: None,
+        at_once: int = 1,
     ) -> None:
+        """`at_once` is how many guests share the way."""
         self.source = source
         self.target = target
         self.options = options
         self._progress = progress
         self._say = say
+        self._at_once = at_once
         self._copier = Copier(source, target, options.bandwidth)
 
     def expect(self, guest: MovedGuest, domain: Any) -> Forecast | None:
@@ -71,16 +74,19 @@ class Mover:
         rate = moving.dirty_rate(self.source, domain) if guest.state == "running" else 0
         speed, overhead = move_record.learnt(self.target.uri)
         options, source = self.options, "measured in moves before" if speed else "assumed"
-        if options.bandwidth and options.bandwidth < (speed or ASSUMED * 1000):
-            speed, source = options.bandwidth, "as given"
+        shared = (speed or ASSUMED) // self._at_once
+        if options.bandwidth and (not speed or options.bandwidth < shared):
+            shared, source = options.bandwidth, "as given"
         return forecast(
             memory=move_facts.sent(self.source, guest, domain),
             dirty_rate=rate,
-            bandwidth=speed or ASSUMED,
+            bandwidth=shared,
             max_downtime=options.max_downtime,
             disks=move_facts.disk_bytes(self._copied(guest)),
             overhead=OVERHEAD if overhead is None else overhead,
             source=source,
+            auto_converge=options.auto_converge,
+            post_copy=options.post_copy,
         )
 
     def move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
@@ -94,21 +100,23 @@ class Mover:
     def _move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
         domain = moving.find(self.source, guest.uuid)
         copied = self._copied(guest)
+        off = guest.state not in ACTIVE
         begun = move_settle.Begun(
             guest=guest.name,
             uuid=guest.uuid,
             source=self.source.uri,
             target=self.target.uri,
             autostart=domains.autostart(domain),
-            offline=self.options.offline,
-            made=() if self.options.offline else tuple(str(disk.path) for disk in copied if disk.exists is False),
+            offline=off,
+            made=() if off else tuple(str(disk.path) for disk in copied if disk.exists is False),
         )
         journal = Journal()
         move_settle.begin(journal, begun)
-        before = moving.max_downtime(domain) if self.options.max_downtime is not None else None
+        before = None if off or self.options.max_downtime is None else moving.max_downtime(domain)
         started = time.monotonic()
         failure: KvmctlError | None = None
         job: JobSample | None = None
+        throttled: list[int] = []
 
         def note(made: tuple[str, ...]) -> None:
             nonlocal begun
@@ -116,10 +124,10 @@ class Mover:
             move_settle.begin(journal, begun)
 
         try:
-            if self.options.offline:
+            if off:
                 job = self._carry_off(domain, guest, copied, note)
             else:
-                failure = self._carry(domain, guest, copied)
+                failure = self._carry(domain, guest, copied, throttled.append)
         except KvmctlError as error:
             failure = error
         seconds = time.monotonic() - started
@@ -129,14 +137,16 @@ class Mover:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure, self._where(guest))
-        job = job or self._job_of(guest)
+        job = job or self._job_of(guest, max(throttled, default=0))
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
         return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
 
     def _copied(self, guest: MovedGuest) -> tuple[MovedDisk, ...]:
-        return tuple(disk for disk in guest.disks if is_copied(disk, self.options))
+        return tuple(disk for disk in guest.disks if is_copied(disk, self.options.of(guest.state)))
 
-    def _carry(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk]) -> KvmctlError | None:
+    def _carry(
+        self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], slowed: Callable[[int], None]
+    ) -> KvmctlError | None:
         """Have libvirt move it, and watch; why that failed. On an interrupt the move is given up first."""
         if self.options.max_downtime is not None:
             moving.set_max_downtime(domain, self.options.max_downtime)
@@ -146,7 +156,9 @@ class Mover:
 
         def carrying() -> None:
             try:
-                moving.migrate(domain, self.target, self.options, [disk.target for disk in copied], unsafe)
+                moving.migrate(
+                    domain, self.target, self.options.of(guest.state), [disk.target for disk in copied], unsafe
+                )
             except KvmctlError as error:
                 failed.append(error)
 
@@ -157,6 +169,7 @@ class Mover:
             thread.join(POLL)
             sample = self._watch(domain)
             if sample:
+                slowed(sample.throttled)
                 self._progress(guest.name, sample)
             if interrupted.is_set() and not aborted:
                 # A job that is about to begin cannot be given up yet: it is tried again then.
@@ -177,8 +190,8 @@ class Mover:
         if copied:
             job = self._copier.copy(copied, note, lambda sample: self._progress(guest.name, sample))
         if (state := domains.state(domain)) != guest.state:
-            raise ConflictError(f"guest {guest.name} is {state} now", "leave out --offline to move one that runs")
-        moving.migrate(domain, self.target, self.options)
+            raise ConflictError(f"guest {guest.name} is {state} now", "move it again: one that runs moves live")
+        moving.migrate(domain, self.target, self.options.of(guest.state))
         return job
 
     def _watch(self, domain: Any) -> JobSample | None:
@@ -197,17 +210,19 @@ class Mover:
         off = guest.state in ACTIVE and state not in ACTIVE
         return f"it is where it was, but {state} now" if off else "it is where it was"
 
-    def _job_of(self, guest: MovedGuest) -> JobSample | None:
-        if self.options.offline:
+    def _job_of(self, guest: MovedGuest, throttled: int) -> JobSample | None:
+        if guest.state not in ACTIVE:
             return None
         with suppress(KvmctlError):
-            return moving.completed(moving.find(self.target, guest.uuid))
+            job = moving.completed(moving.find(self.target, guest.uuid))
+            # Once it is over, nothing is slowed down any more.
+            return job and replace(job, throttled=throttled)
         return None
 
     def _record(
         self, guest: MovedGuest, expected: Forecast | None, job: JobSample | None, seconds: float, disks: int
     ) -> None:
-        if self.options.offline:
+        if guest.state not in ACTIVE:
             return
         done = MoveRecord(
             time=round(time.time(), 3),
@@ -222,9 +237,10 @@ class Mover:
             sent=job.memory_sent if job else 0,
             disks=disks,
             speed=round(job.memory_sent / job.elapsed) if job and job.elapsed else 0,
-            limited=self.options.bandwidth is not None,
+            limited=self.options.bandwidth is not None or self._at_once > 1,
             dirty_rate=expected.dirty_rate if expected else None,
             rounds=job.rounds if job else 0,
+            throttled=job.throttled if job else 0,
         )
         try:
             move_record.record(done)

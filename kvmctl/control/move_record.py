@@ -34,9 +34,11 @@ class MoveRecord:
     disks: int
     speed: int
     limited: bool
-    """Whether the speed was limited by choice."""
+    """Whether the speed was limited by choice, or shared with other moves."""
     dirty_rate: int | None
     rounds: int
+    throttled: int = 0
+    """Per cent by which it was slowed down."""
 
 
 def file() -> Path:
@@ -56,8 +58,8 @@ def records() -> Iterator[MoveRecord]:
         for line in (read_text(path) or "").splitlines():
             try:
                 values = json.loads(line)
-                yield MoveRecord(**{name: values[name] for name in names})
-            except (ValueError, TypeError, KeyError, RecursionError):
+                yield MoveRecord(**{name: values[name] for name in names & values.keys()})
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 continue
 
 

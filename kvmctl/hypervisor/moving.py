@@ -45,8 +45,8 @@ def migrate(
         parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(copied)
     if options.bandwidth:
         parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, options.bandwidth // MIB)
-    if options.parallel:
-        parameters[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = options.parallel
+    if options.connections:
+        parameters[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = options.connections
     with doing(f"move guest {domain.name()} to {target.uri}", "kvmctl list, here and there, shows where it is"):
         if options.direct:
             domain.migrate3(target.connection, parameters, flags)
@@ -66,7 +66,7 @@ def _flags(options: MigrationOptions, copies: bool, unsafe: bool) -> int:
         libvirt.VIR_MIGRATE_NON_SHARED_DISK: copies,
         libvirt.VIR_MIGRATE_AUTO_CONVERGE: options.auto_converge,
         libvirt.VIR_MIGRATE_POSTCOPY: options.post_copy,
-        libvirt.VIR_MIGRATE_PARALLEL: bool(options.parallel),
+        libvirt.VIR_MIGRATE_PARALLEL: bool(options.connections),
         libvirt.VIR_MIGRATE_TLS: options.tls,
     }
     for flag, wanted in chosen.items():

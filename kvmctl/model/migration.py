@@ -6,11 +6,12 @@ Bytes, seconds and cores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kvmctl.model.hostpolicy import HostPolicy
 from kvmctl.model.promise import Promise
+from kvmctl.model.sample import ACTIVE
 
 Severity = Literal["obstacle", "warning"]
 Side = Literal["source", "target", "both"]
@@ -23,7 +24,7 @@ class MigrationOptions:
     """How guests are to move."""
 
     offline: bool = False
-    """Guests that are off: their definitions, and with `copy_storage` their disks."""
+    """Also guests that are off: their definitions, and with `copy_storage` their disks."""
     direct: bool = False
     """By way of this process instead of from daemon to daemon."""
     copy_storage: bool = False
@@ -34,13 +35,17 @@ class MigrationOptions:
     """Break promises on the target knowingly."""
     bandwidth: int | None = None
     """Bytes a second."""
-    parallel: int | None = None
-    """Connections."""
+    connections: int | None = None
+    """Over how many each guest is sent."""
     auto_converge: bool = False
     post_copy: bool = False
     tls: bool = False
     max_downtime: float | None = None
     """Seconds; None is the hypervisor's own, 0.3."""
+
+    def of(self, state: str) -> MigrationOptions:
+        """How a guest in that state is to move: one that runs does so live."""
+        return replace(self, offline=self.offline and state not in ACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,8 @@ class Forecast:
     bandwidth: int
     source: str
     """Where the bandwidth is from."""
+    throttled: int = 0
+    """Per cent by which the guest has to be slowed down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ MOVES_INACTIVE = (10,)
 def findings(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> tuple[Finding, ...]:
     """Everything that keeps the guest from moving, then what its owner should know; in the order of the hosts'
     parts."""
+    options = options.of(guest.state)
     found = [
         *_guest(guest, target.source_versions[1], options),
         *_identity(guest, target, options),
-        *(_encryption(guest, target) if options.tls else ()),
+        *(_encryption(guest, target, options) if options.tls else ()),
         *_processor(guest, target),
         *_devices(guest, options),
         *_places(guest, target),
@@ -76,7 +77,7 @@ def arrived(target: TargetHost, guests: Sequence[MovedGuest], options: Migration
     running = {guest.name: guest.promise for guest in guests if guest.state in ACTIVE}
     taken = sum(guest.memory for guest in guests if guest.state in ACTIVE)
     available = None if target.available is None else max(0, target.available - taken)
-    images = {path: image for guest in guests for path, image in _arriving(guest, options).items()}
+    images = {path: image for guest in guests for path, image in _arriving(guest, options.of(guest.state)).items()}
     return replace(target, running={**target.running, **running}, available=available, arriving=images)
 
 
@@ -91,8 +92,6 @@ def _warning(guest: MovedGuest, what: str, side: Side, text: str, hint: str = ""
 def _guest(guest: MovedGuest, here: str, options: MigrationOptions) -> Iterator[Finding]:
     """`here` is the source's hypervisor and its version."""
     name = argument(guest.name)
-    if options.offline and guest.state in ACTIVE:
-        yield _obstacle(guest, "state", "source", f"it is {guest.state}", "leave out --offline, or stop it first")
     if not options.offline and guest.state not in ("running", "paused"):
         yield _obstacle(
             guest, "state", "source", f"it is {guest.state}", f"add --offline, or kvmctl start {name} before"
@@ -135,7 +134,12 @@ def _identity(guest: MovedGuest, target: TargetHost, options: MigrationOptions) 
         yield _warning(guest, "clock", "target", text, "have both hosts follow the same time server")
 
 
-def _encryption(guest: MovedGuest, target: TargetHost) -> Iterator[Finding]:
+def _encryption(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> Iterator[Finding]:
+    if options.offline:
+        if _arriving(guest, options) and "+tcp" in target.uri.partition(":")[0]:
+            text = f"{target.uri} is not encrypted, and what is copied of a guest that is off goes that way"
+            yield _obstacle(guest, "tls", "both", text, "use qemu+ssh or qemu+tls")
+        return
     ends: tuple[tuple[Side, str | None, str], ...] = (
         ("source", target.source_tls, "client"),
         ("target", target.tls, "server"),

@@ -38,7 +38,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 def app(uri: str | None = None, output: str = "table") -> App:
     made = App()
-    made.uri, made.output = uri, output
+    made.connect, made.output = (uri,) if uri else (), output
     return made
 
 

@@ -3,6 +3,7 @@ each host has."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ def test_a_move_that_fails_leaves_nothing(kvmctl: Kvmctl, ends: tuple[str, str],
     ran = kvmctl("-c", here, "migrate", "web1", there, "--direct", code=1)
     assert "it is where it was" in ran.err
     assert not Journal(state / "journal.json").unfinished()
+
+
+def test_what_was_expected_and_what_happened(kvmctl: Kvmctl, state: Path) -> None:
+    assert "no move is recorded" in kvmctl("migrate", "--history").err
+    assert kvmctl("migrate", "--history", "-o", "json").json() == []
+    line = {
+        "time": 1.5, "guest": "web1", "source": "a:///", "target": "b:///", "seconds": 4.0, "expected": 5.0,
+        "transfer": 3.0, "downtime": 0.05, "expected_downtime": 0.1, "sent": 3 << 20, "disks": 0, "speed": 1 << 20,
+        "limited": False, "dirty_rate": 0, "rounds": 1,
+    }  # fmt: skip
+    state.mkdir()
+    lines = [line, line | {"guest": "db1", "throttled": 40, "expected": None}]
+    (state / "moves.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines) + "{cut o")
+    table = kvmctl("migrate", "--history").out
+    assert [row.split()[2] for row in table.splitlines()[1:]] == ["web1", "db1"]
+    assert "+25%" in table
+    assert "40 %" in table
+    (only,) = kvmctl("migrate", "web*", "--history", "-o", "json").json()
+    assert (only["name"], only["error"], only["expected"]) == ("web1", 0.25, 5.0)
 
 
 def test_one_that_stayed(kvmctl: Kvmctl, ends: tuple[str, str], state: Path) -> None:

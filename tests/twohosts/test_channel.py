@@ -123,7 +123,7 @@ def test_several_connections(
     hosts: Pair, traveller: Traveller, moving: Begin, certified: None, more: tuple[str, ...]
 ) -> None:
     before = traveller.count()
-    one = moving(traveller, "--parallel", "3", *more)
+    one = moving(traveller, "--connections", "3", *more)
     # One more tells the target what is sent over the others.
     until(lambda: _connections(hosts.b), lambda found: found == 4, 30, "the connections")
     here = traveller.at(hosts.a)

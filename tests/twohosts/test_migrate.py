@@ -72,8 +72,10 @@ def test_a_guest_that_changes_faster_than_is_sent(hosts: Pair, make_traveller: M
     done = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, *slow, "--post-copy", "-o", "json")
     assert traveller.is_only(hosts.b)
     assert json.loads(done.stdout)[0]["dirty_rate"] > 8 << 20
-    hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, "--auto-converge", "--bandwidth", "64MiB/s")
+    back = hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, *slow, "--auto-converge", "-o", "json")
+    assert "slowed down" in back.stderr
     assert traveller.is_only(hosts.a)
+    assert json.loads(back.stdout)[0]["throttled"] >= 20
     assert traveller.count() > before
 
 

@@ -36,6 +36,23 @@ def test_a_guest_that_changes_as_fast_does_not_end() -> None:
     assert forecast(1000 * MIB, 100 * MIB, 100 * MIB, 60).converges
 
 
+def test_one_that_is_slowed_down_does() -> None:
+    plain, slowed = (forecast(100 * MIB, 24 * MIB, 16 * MIB, None, auto_converge=one) for one in (False, True))
+    assert not plain.converges
+    assert slowed.converges
+    assert slowed.throttled >= 20
+    assert slowed.seconds > plain.seconds
+    # Half of what it changes goes over: nothing is to be slowed down.
+    assert forecast(1000 * MIB, 40 * MIB, 100 * MIB, None, auto_converge=True).throttled == 0
+
+
+def test_one_that_goes_on_at_the_target_has_one_round() -> None:
+    found = forecast(100 * MIB, 24 * MIB, 16 * MIB, None, post_copy=True)
+    assert (found.converges, found.rounds, found.downtime) == (True, 1, 0.0)
+    assert found.seconds == pytest.approx(2 * 100 / 16)
+    assert forecast(100 * MIB, 0, 16 * MIB, None, post_copy=True) == forecast(100 * MIB, 0, 16 * MIB, None)
+
+
 def test_what_fits_into_the_downtime_needs_no_round() -> None:
     found = forecast(10 * MIB, 1 << 40, 100 * MIB, None)
     assert (found.rounds, found.converges) == (0, True)
@@ -57,3 +74,7 @@ def test_laws(memory: int, rate: int | None, speed: int, downtime: float | None,
     assert forecast(memory, rate, 2 * speed, downtime, disks).downtime <= max(found.downtime, DOWNTIME, downtime or 0)
     if not rate:
         assert found.converges
+    slowed = forecast(memory, rate, speed, downtime, disks, auto_converge=True)
+    assert not found.converges or slowed.converges
+    assert 0 <= slowed.throttled <= 99
+    assert forecast(memory, rate, speed, downtime, disks, post_copy=True).converges

@@ -154,7 +154,8 @@ def test_disks(disk: dict[str, Any], options: dict[str, Any], said: str | None) 
 def test_a_guest_that_is_off() -> None:
     options, off = MigrationOptions(offline=True), replace(GUEST, state="stopped")
     assert found(off, options=options) == []
-    assert [one.what for one in found(options=options)] == ["state"]
+    assert not found(options=options), "one that runs moves live"
+    assert [one.what for one in found(off)] == ["state"]
     assert [one.what for one in found(replace(off, nvram=True), options=options)] == ["firmware"]
     device = found(replace(off, host_devices=("pci device 0000:01:00.0",)), options=options)
     assert [one.severity for one in device] == ["warning"]
@@ -213,6 +214,9 @@ def test_encryption() -> None:
     assert (one.what, one.severity, one.side) == ("tls", "obstacle", "source")
     assert "no certificate" in one.text
     assert not found(target=replace(TARGET, source_tls="no certificate"))
+    assert not found(OFF, options=replace(COPYING, tls=True))
+    (one,) = found(OFF, replace(TARGET, uri="qemu+tcp://node2/system"), replace(COPYING, tls=True))
+    assert "not encrypted" in one.text
 
 
 def test_everything_at_once_obstacles_first() -> None:
