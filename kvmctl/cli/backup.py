@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.gauge import Gauge
 from kvmctl.cli.output import Column, emit, note, warn
+from kvmctl.cli.progress import Gauge
 from kvmctl.cli.snapshot import guest_argument, one_guest
 from kvmctl.model.backup import Manifest, lineage
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.gauge import Gauge
 from kvmctl.cli.output import Column, emit, note, warn
+from kvmctl.cli.progress import Gauge
 from kvmctl.cli.snapshot import guest_argument, one_guest
 from kvmctl.model.errors import UsageError
 

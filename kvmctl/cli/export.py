@@ -10,8 +10,8 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.completion import complete_guests
-from kvmctl.cli.meter import duration, meter
 from kvmctl.cli.output import Column, emit, note
+from kvmctl.cli.progress import Meter, duration
 from kvmctl.cli.streams import ending_well
 from kvmctl.model.errors import UsageError
 from kvmctl.model.units import human_size
@@ -62,12 +62,8 @@ def export(app: App, name: str, file: str | None, form: str, with_memory: bool, 
     from kvmctl.control.export import export as write
 
     target = _target(name, file, form)
-    shown = meter(app)
-    with ending_well():
-        try:
-            done = write(app.hypervisor(), name, target, with_memory, shown, form, chain)
-        finally:
-            shown.clear()
+    with ending_well(), Meter(app) as shown:
+        done = write(app.hypervisor(), name, target, with_memory, shown, form, chain)
     _report(app, done, target)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.meter import meter
 from kvmctl.cli.output import Column, emit, note, warn
+from kvmctl.cli.progress import Meter
 from kvmctl.cli.streams import ending_well
 from kvmctl.model.errors import EXIT_PENDING, UsageError
 from kvmctl.model.units import human_size
@@ -89,13 +89,9 @@ def import_(
         force=force,
         dry_run=dry_run,
     )
-    shown = meter(app)
-    with ending_well():
-        try:
-            path = None if file == "-" else Path(file)
-            done = take_in(app.hypervisor(), path, wishes, shown, Tell(warn, lambda text: note(app, text)), at)
-        finally:
-            shown.clear()
+    with ending_well(), Meter(app) as shown:
+        path = None if file == "-" else Path(file)
+        done = take_in(app.hypervisor(), path, wishes, shown, Tell(warn, lambda text: note(app, text)), at)
     return _report(app, done, dry_run)
 
 

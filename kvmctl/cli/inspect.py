@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.meter import meter
 from kvmctl.cli.output import Column, emit_document, emit_names, one_line, table
+from kvmctl.cli.progress import Meter
 from kvmctl.model.errors import UsageError
 from kvmctl.model.units import human_size
 
@@ -54,14 +54,11 @@ def inspect(app: App, file: str, at: str | None, verify: bool) -> None:
     if path is not None and ova.is_ova(path):
         _show_ova(app, ova.document(path))
         return
-    shown = meter(app)
-    try:
+    with Meter(app) as shown:
         if path is not None and is_folder:
             found = from_backup.document(path, at, verify, shown)
         else:
             found = archive.document(path, verify, shown)
-    finally:
-        shown.clear()
     if app.output == "name":
         emit_names([found["guest"]])
     elif app.output == "table":

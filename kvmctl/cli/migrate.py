@@ -11,8 +11,8 @@ from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
 from kvmctl.cli.lifecycle import guests_argument, raise_for_failures
 from kvmctl.cli.migrate_history import show as show_history
-from kvmctl.cli.move_progress import MoveProgress
 from kvmctl.cli.output import Column, detail, emit, note, warn
+from kvmctl.cli.progress import Moves
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
 from kvmctl.model.units import human_size, parse_size
 
@@ -138,17 +138,16 @@ def migrate(
         _report(app, candidates, check)
         if check:
             return
-        progress = MoveProgress(app)
-        mover = Mover(source, target, options, progress, warn, min(jobs, len(candidates)))
+        progress = Moves(app)
+        mover = Mover(source, target, options, progress.show, warn, min(jobs, len(candidates)))
         expected = control.expect(mover, candidates)
         _announce(app, candidates, expected, options)
         try:
-            moved = control.move_all(mover, candidates, expected, jobs)
+            with progress:
+                moved = control.move_all(mover, candidates, expected, jobs)
         except BaseException:
             control.renew_weights(source, target, warn)
             raise
-        finally:
-            progress.done()
         if any(isinstance(one, Moved) for one in moved):
             control.renew_weights(source, target, warn)
         _show(app, candidates, moved, mover)

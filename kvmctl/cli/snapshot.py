@@ -174,7 +174,7 @@ def delete(app: App, guest: str, name: str) -> None:
     Example:
       kvmctl snapshot delete web1 before-update
     """
-    from kvmctl.cli.gauge import Gauge
+    from kvmctl.cli.progress import Gauge
     from kvmctl.control import snapshots
 
     hypervisor = app.hypervisor()
