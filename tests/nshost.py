@@ -7,24 +7,17 @@ Needs root and control groups of version 1 (hybrid). Everything that a killed ru
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import libvirt
-
-from kvmctl.bootstrap.daemons import started
 from kvmctl.host import cgroup
-from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
+from tests.libvirtd import PRIVATE, Libvirtd, empty_groups
 from tests.support import until
 
-PRIVATE = {"run": "/run", "etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "log": "/var/log/libvirt"}
-"""What is seen in place of the machine's; the cache is shared, since probing QEMU takes long."""
 _INSIDE = """
 group=$0 hostname=$1
 shift
@@ -41,40 +34,17 @@ shift
 exec "$@"
 """
 """Joins control groups, then runs a command; the former before the latter makes a namespace of them its own."""
-LIBVIRTD_CONF = """
-auth_unix_rw = "none"
-auth_unix_ro = "none"
-log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
-"""
-QEMU_CONF = """
-stdio_handler = "file"
-user = "root"
-group = "root"
-security_driver = "none"
-remember_owner = 0
-dynamic_ownership = 0
-"""
-"""Guests run as root, who reads everything: files that the machine's own daemon keeps account of stay as they are."""
 
 
-class NamespaceHost:
+class NamespaceHost(Libvirtd):
     """One libvirtd, its guests, and what is run beside them."""
 
-    arguments: tuple[str, ...] = ()
-    """The daemon's."""
-
     def __init__(self, folder: Path, hostname: str, libvirtd_conf: str = "", qemu_conf: str = "") -> None:
-        self.folder = folder
+        super().__init__(folder, libvirtd_conf, qemu_conf)
         self.hostname = hostname
-        self.uri = f"qemu:///system?socket={folder}/run/libvirt/libvirt-sock"
-        """From outside; inside it is qemu:///system."""
-        self.daemon: subprocess.Popen[bytes] | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
         self._points = sorted(str(mount.point) for mount in cgroup.mounts())
-        for name in (*PRIVATE, "lib/images", "state"):
-            (folder / name).mkdir(mode=0o755)
-        (folder / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF + libvirtd_conf)
-        (folder / "etc/qemu.conf").write_text(QEMU_CONF + qemu_conf)
+        (folder / "state").mkdir(mode=0o755)
 
     def mounted(self) -> dict[str, str]:
         """What is mounted where in it, beside its folders and control groups."""
@@ -89,7 +59,7 @@ class NamespaceHost:
         mounts = [word for pair in pairs.items() for word in pair]
         inside = ["sh", "-c", _INSIDE, self.folder.name, self.hostname, *self._points, "--", *mounts]
         unshare = ["unshare", "--mount", "--net", "--uts", "--ipc", "--cgroup", "--propagation", "private"]
-        self._keeper = self._popen(["sh", "-c", _ENTER, "enter", *self._procs(), "--", *unshare, *inside], "keeper.log")
+        self._keeper = self.popen(["sh", "-c", _ENTER, "enter", *self._procs(), "--", *unshare, *inside], "keeper.log")
         pid = self._keeper.pid
         # What it executes last says that everything is mounted.
         until(lambda: self._program(pid), lambda name: name == "sleep", 30, f"the namespaces of {self.folder}")
@@ -104,47 +74,18 @@ class NamespaceHost:
         assert self._keeper.poll() is None, (self.folder / "keeper.log").read_text()
         return Path(f"/proc/{pid}/comm").read_text().strip()
 
-    def start_daemon(self) -> None:
-        """Start the daemon and wait until it answers; its guests may be running already."""
-        (self.folder / "run/libvirt/libvirt-sock").unlink(missing_ok=True)
-        self.daemon = self.spawn(["libvirtd", *self.arguments], log="daemon.log")
-        until(self._answers, bool, 90, f"the daemon in {self.folder}")
-
-    def kill_daemon(self) -> None:
-        """Kill the daemon; its guests go on."""
-        if self.daemon is not None:
-            self.daemon.kill()
-            self.daemon.wait(timeout=60)
-            self.daemon = None
-
-    def _popen(self, command: Sequence[str], log: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        with (self.folder / log).open("ab") as file:
-            # What interrupts or times out this program has to leave these running: the guests are ended through them.
-            return subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            )
+    def launched(self) -> list[str]:
+        """In the namespaces, charged to the host."""
+        return self.inside(["libvirtd", *self.arguments])
 
     def _procs(self) -> list[str]:
         return [f"{point}/{self.folder.name}/cgroup.procs" for point in self._points]
-
-    def _answers(self) -> bool:
-        assert self.daemon is not None
-        assert self.daemon.poll() is None, (self.folder / "daemon.log").read_text()
-        try:
-            libvirt.open(self.uri).close()
-        except libvirt.libvirtError:
-            return False
-        return True
 
     @property
     def pid(self) -> int:
         """A process that is in its namespaces as long as it is there."""
         assert self._keeper is not None
         return self._keeper.pid
-
-    def open(self) -> Hypervisor:
-        """A connection from outside."""
-        return open_hypervisor(self.uri)
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a command in this host, charged to it."""
@@ -169,7 +110,7 @@ class NamespaceHost:
         self, command: Sequence[str], env: Mapping[str, str] | None = None, log: str = "spawned.log"
     ) -> subprocess.Popen[bytes]:
         """Start a command in this host; what it says goes to a file in the folder. The process is the command's own."""
-        return self._popen(self.inside(command), log, environment(env))
+        return self.popen(self.inside(command), log, environment(env))
 
     def running(self) -> set[str]:
         """The names of the guests that run."""
@@ -189,34 +130,12 @@ class NamespaceHost:
         groups = [mount.point / folder.name for mount in cgroup.mounts()]
         until(lambda: _kill(groups), lambda left: left == 0, 60, f"the processes of {folder}")
         cls.put_back(folder)
-        # A killed process leaves its group only when its memory has been given back.
-        until(lambda: [one for one in groups if not _removed(one)], lambda left: not left, 20, "the control groups")
+        empty_groups(groups)
         shutil.rmtree(folder)
 
     @classmethod
     def put_back(cls, folder: Path) -> None:
         """What the host of that folder has borrowed from the machine."""
-
-
-def new_folder(prefix: str, remove: Callable[[Path], None]) -> Path:
-    """A folder for a host, which belongs to this process; those of processes that were killed go first.
-
-    QEMU's and libvirt's sockets lie in it, and the path of one has at most 107 bytes.
-    """
-    sweep(prefix, remove)
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    folder.chmod(0o755)
-    (folder / "owner").write_text(json.dumps([os.getpid(), started(os.getpid())]))
-    return folder
-
-
-def sweep(prefix: str, remove: Callable[[Path], None]) -> None:
-    """Remove the hosts whose makers have been killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError, ValueError):
-            pid, begun = json.loads((folder / "owner").read_text())
-            if started(pid) != begun:
-                remove(folder)
 
 
 def missing(*programs: str) -> list[str]:
@@ -248,15 +167,3 @@ def _kill(groups: Sequence[Path]) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return len(pids)
-
-
-def _removed(group: Path) -> bool:
-    try:
-        for path in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-            path.rmdir()
-        group.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import libvirt
 
-from tests.nshost import NamespaceHost, new_folder
+from tests.libvirtd import new_folder
+from tests.nshost import NamespaceHost
 from tests.support import PREFIX
 
 NAME = f"{PREFIX}pair-"
@@ -73,14 +74,6 @@ class PairHost(NamespaceHost):
         """As every host's, once it has the address to listen on."""
         if self.cable:
             super().start_daemon()
-
-    def make_pool(self, name: str, path: str) -> None:
-        """Define and start a pool of a folder, as it is named inside."""
-        text = f"<pool type='dir'><name>{name}</name><target><path>{path}</path></target></pool>"
-        with self.open() as hypervisor:
-            pool = hypervisor.connection.storagePoolDefineXML(text)
-            pool.setAutostart(1)
-            pool.create()
 
     def domain(self, name: str) -> Any | None:
         """libvirt's handle of a guest, on a connection of its own; None where there is no such guest."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from kvmctl.bootstrap.daemons import started
 from kvmctl.host import cgroup
 from tests.bench import machine
-from tests.nshost import NamespaceHost, missing, new_folder
+from tests.libvirtd import new_folder
+from tests.nshost import NamespaceHost, missing
 from tests.support import PREFIX, until
 
 NAME = f"{PREFIX}small-"
@@ -59,7 +60,7 @@ class SmallHost(NamespaceHost):
         """The limit, and lxcfs, which reads it."""
         self.set_limit(self.budget)
         mount = self.folder / "lxcfs"
-        self._lxcfs = self._popen(["lxcfs", "-f", "-p", str(self.folder / "lxcfs.pid"), str(mount)], "lxcfs.log")
+        self._lxcfs = self.popen(["lxcfs", "-f", "-p", str(self.folder / "lxcfs.pid"), str(mount)], "lxcfs.log")
         (self.folder / "lxcfs.started").write_text(f"{self._lxcfs.pid} {started(self._lxcfs.pid)}")
         until((mount / "proc/meminfo").exists, bool, 20, f"lxcfs on {mount}")
 

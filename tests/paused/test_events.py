@@ -80,7 +80,7 @@ def test_what_is_changed_on_it(guest: Guest, follow: Callable[..., Follower]) ->
         following.find("started", "restored from its saved state")
 
 
-@pytest.mark.parametrize("end", [PrivateHost.stop, PrivateHost.kill])
+@pytest.mark.parametrize("end", [PrivateHost.stop_daemon, PrivateHost.kill_daemon])
 def test_a_daemon_that_goes_ends_it_with_6(end: Callable[[PrivateHost], None], follow: Callable[..., Follower]) -> None:
     with private_host() as host, follow("-c", host.uri) as following:
         end(host)

@@ -58,16 +58,16 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 def test_a_stopped_daemon_is_said_and_exits_6(host: PrivateHost, on_host: Kvmctl, file: Callable[..., Path]) -> None:
     path = file(f"{{name: {PREFIX}a}}")
     on_host("apply", "-f", path)
-    host.stop()
+    host.stop_daemon()
     for command in (("list",), ("apply", "-f", path), ("stop", f"{PREFIX}a", "--force"), ("cpu",), ("show", "x")):
         said = on_host(*command, code=6)
         assert f"cannot connect to {host.uri}" in said.err
         assert "host doctor" in said.err
-    host.start()
+    host.start_daemon()
     assert "0 changes" in on_host("apply", "-f", path).err
 
 
-@pytest.mark.parametrize("end", [PrivateHost.stop, PrivateHost.kill])
+@pytest.mark.parametrize("end", [PrivateHost.stop_daemon, PrivateHost.kill_daemon])
 def test_a_connection_that_breaks_is_unreachable(host: PrivateHost, end: Callable[[PrivateHost], None]) -> None:
     with host.open() as hypervisor:
         end(host)
@@ -111,11 +111,11 @@ def test_a_daemon_that_is_killed_during_apply(
     path = file(*(f"{{name: {name}, disks: [{{volume: {name}.qcow2, size: 1MiB}}]}}" for name in names))
     running = start(tmp_path, "-c", host.uri, "apply", "-f", path)
     until(lambda: len(defined(host)), lambda count: count >= 4, 60, "the number of guests")
-    host.kill()
+    host.kill_daemon()
     _out, err = running.communicate(timeout=60)
     assert running.returncode in (6, 8), err
     assert "Traceback" not in err
-    host.start()
+    host.start_daemon()
     on_host("apply", "-f", path)
     assert defined(host) == dict.fromkeys(names, "paused")
     assert sorted(volume.name for volume in host.images.iterdir()) == sorted(f"{name}.qcow2" for name in names)

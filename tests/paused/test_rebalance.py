@@ -238,8 +238,8 @@ def test_a_daemon_that_is_started_again_costs_a_tick_and_is_said(
         seen.append(line)
         if line.startswith("tick:"):
             break
-    private.kill()
-    private.start()
+    private.kill_daemon()
+    private.start_daemon()
     rest = run.communicate(timeout=120)
     err = "".join(seen) + rest[1]
     kvmctl("-c", private.uri, "host", "restore")

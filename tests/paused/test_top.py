@@ -105,7 +105,7 @@ def latest(screen: Screen) -> str:
     return screen.text.rpartition("\x1b[H")[2]
 
 
-@pytest.mark.parametrize("end", [PrivateHost.stop, PrivateHost.kill])
+@pytest.mark.parametrize("end", [PrivateHost.stop_daemon, PrivateHost.kill_daemon])
 def test_a_hypervisor_that_goes_away_is_a_line_and_comes_back(
     host: PrivateHost, screen: Screen, end: Callable[[PrivateHost], None]
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_hypervisor_that_goes_away_is_a_line_and_comes_back(
     end(host)
     screen.expect("trying again")
     assert name[-6:] in latest(screen), "the last frame stays"
-    host.start()
+    host.start_daemon()
     again = lambda text: name[-6:] in text and "trying again" not in text and "q quit" in text  # noqa: E731
     until(lambda: latest(screen), again, 30, "the screen")
     screen.type(b"q")
