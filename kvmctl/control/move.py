@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvmctl.control import move_facts, move_record, move_settle
-from kvmctl.control.move_copy import Copier, Note
+from kvmctl.control.move_copy import Copier
 from kvmctl.control.move_record import MoveRecord
 from kvmctl.control.wait import interrupted
 from kvmctl.host.journal import Journal
@@ -22,7 +22,7 @@ from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedD
 from kvmctl.model.sample import ACTIVE
 from kvmctl.model.wording import argument
 from kvmctl.policy.forecast import forecast
-from kvmctl.policy.migration import is_copied
+from kvmctl.policy.migration import is_copied, is_copied_here
 
 POLL = 0.25
 """Seconds between two questions how far a move is."""
@@ -108,7 +108,7 @@ class Mover:
             target=self.target.uri,
             autostart=domains.autostart(domain),
             offline=off,
-            made=() if off else tuple(str(disk.path) for disk in copied if disk.exists is False),
+            made=tuple(str(disk.path) for disk in copied if disk.exists is False and not self._here(guest, disk)),
         )
         journal = Journal()
         move_settle.begin(journal, begun)
@@ -118,16 +118,21 @@ class Mover:
         job: JobSample | None = None
         throttled: list[int] = []
 
+        by_libvirt = begun.made
+
         def note(made: tuple[str, ...]) -> None:
             nonlocal begun
-            begun = replace(begun, made=made)
+            begun = replace(begun, made=(*by_libvirt, *made))
             move_settle.begin(journal, begun)
 
         try:
+            if ours := [disk for disk in copied if self._here(guest, disk)]:
+                job = self._copier.copy(ours, note, lambda sample: self._progress(guest.name, sample))
             if off:
-                job = self._carry_off(domain, guest, copied, note)
+                self._carry_off(domain, guest)
             else:
-                failure = self._carry(domain, guest, copied, throttled.append)
+                rest = [disk for disk in copied if disk not in ours]
+                failure = self._carry(domain, guest, rest, throttled.append)
         except KvmctlError as error:
             failure = error
         seconds = time.monotonic() - started
@@ -137,12 +142,15 @@ class Mover:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure, self._where(guest))
-        job = job or self._job_of(guest, max(throttled, default=0))
+        job = job if off else self._job_of(guest, max(throttled, default=0))
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
-        return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied))
+        return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied if not disk.read_only))
 
     def _copied(self, guest: MovedGuest) -> tuple[MovedDisk, ...]:
         return tuple(disk for disk in guest.disks if is_copied(disk, self.options.of(guest.state)))
+
+    def _here(self, guest: MovedGuest, disk: MovedDisk) -> bool:
+        return is_copied_here(disk, self.options.of(guest.state))
 
     def _carry(
         self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], slowed: Callable[[int], None]
@@ -184,15 +192,11 @@ class Mover:
             return KvmctlError("the move was given up", f"kvmctl migrate {argument(guest.name)} … tries again")
         return failed[0] if failed else None
 
-    def _carry_off(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], note: Note) -> JobSample | None:
-        """Have the target get all that the guest is while it is off; how its images were copied. Raises KvmctlError."""
-        job = None
-        if copied:
-            job = self._copier.copy(copied, note, lambda sample: self._progress(guest.name, sample))
+    def _carry_off(self, domain: Any, guest: MovedGuest) -> None:
+        """Have the target get the definition of a guest that is off. Raises KvmctlError."""
         if (state := domains.state(domain)) != guest.state:
             raise ConflictError(f"guest {guest.name} is {state} now", "move it again: one that runs moves live")
         moving.migrate(domain, self.target, self.options.of(guest.state))
-        return job
 
     def _watch(self, domain: Any) -> JobSample | None:
         try:

@@ -1,4 +1,5 @@
-"""The images of guests that are off, copied to another host by way of this process, and read back there."""
+"""Images that libvirt does not copy, copied to another host by way of this process, and read back there: discs, and
+all that guests have that are off."""
 
 from __future__ import annotations
 
@@ -135,6 +136,11 @@ class Copier:
                     with self._one:
                         self._base(self._ends(base), meter, noted)
             ends = self._ends(disk)
+            if disk.read_only:
+                # A disc may be in other guests as well.
+                with self._one:
+                    self._base(ends, meter, noted)
+                continue
             if disk.exists:
                 copying.delete(ends.there, ends.name)
             self._image(ends, meter, noted)
@@ -158,7 +164,7 @@ class Copier:
             noted(ends.path, True)
         elif self._read(self.source, ends.here, ends, meter) != self._read(self.target, ends.there, ends, meter):
             raise ConflictError(
-                f"the target has another {ends.path}, which the guest's disk would overlay there",
+                f"the target has another {ends.path}, and the guest would read that",
                 "give one of the two another name; kvmctl export puts all of a disk into one image",
             )
         self._bases.add(ends.path)

@@ -135,10 +135,10 @@ def _identity(guest: MovedGuest, target: TargetHost, options: MigrationOptions) 
 
 
 def _encryption(guest: MovedGuest, target: TargetHost, options: MigrationOptions) -> Iterator[Finding]:
+    if any(is_copied_here(disk, options) for disk in guest.disks) and "+tcp" in target.uri.partition(":")[0]:
+        text = f"{target.uri} is not encrypted, and discs, and disks of guests that are off, are copied over it"
+        yield _obstacle(guest, "tls", "both", text, "use qemu+ssh or qemu+tls")
     if options.offline:
-        if _arriving(guest, options) and "+tcp" in target.uri.partition(":")[0]:
-            text = f"{target.uri} is not encrypted, and what is copied of a guest that is off goes that way"
-            yield _obstacle(guest, "tls", "both", text, "use qemu+ssh or qemu+tls")
         return
     ends: tuple[tuple[Side, str | None, str], ...] = (
         ("source", target.source_tls, "client"),
@@ -225,7 +225,7 @@ def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iter
         pass
     elif disk.read_only or disk.shareable:
         if disk.exists is False:
-            yield _obstacle(guest, what, "target", f"it has no {disk.path}", "copy it there, or eject it")
+            yield _obstacle(guest, what, "target", f"it has no {disk.path}", "--copy-storage copies it; or eject it")
         elif disk.exists is None and not disk.shared:
             yield _warning(guest, what, "target", f"whether it has {disk.path} cannot be told from here")
         return
@@ -245,9 +245,13 @@ def _disk(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iter
 def is_copied(disk: MovedDisk, options: MigrationOptions) -> bool:
     """Whether a move with these options copies the disk. One that both hosts have would be written over itself."""
     shared = options.assume_shared if disk.shared is None else disk.shared
-    # libvirt leaves discs out; of a guest that is off it copies nothing, and it is done here.
-    disc = options.offline and disk.read_only and disk.exists is False
+    disc = disk.read_only and disk.kind != "network" and disk.exists is False
     return options.copy_storage and (disk.copied or disc) and not shared
+
+
+def is_copied_here(disk: MovedDisk, options: MigrationOptions) -> bool:
+    """Whether it is not libvirt that copies it: that leaves discs out, and does nothing for a guest that is off."""
+    return is_copied(disk, options) and (options.offline or disk.read_only)
 
 
 def _left_out(guest: MovedGuest, disk: MovedDisk) -> Iterator[Finding]:
@@ -260,7 +264,7 @@ def _left_out(guest: MovedGuest, disk: MovedDisk) -> Iterator[Finding]:
 
 def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> Iterator[Finding]:
     what = f"disk {disk.target}"
-    if options.offline:
+    if is_copied_here(disk, options):
         yield from _readable(guest, what, disk)
         for base in disk.below:
             yield from _below(guest, what, base)
@@ -300,7 +304,7 @@ def _arriving(guest: MovedGuest, options: MigrationOptions) -> dict[str, MovedDi
     found: dict[str, MovedDisk] = {}
     for disk in guest.disks:
         if is_copied(disk, options):
-            below = [base for base in disk.below if not base.shared] if options.offline else []
+            below = [base for base in disk.below if not base.shared] if is_copied_here(disk, options) else []
             found |= {str(image.path): image for image in (disk, *below) if image.exists is False}
     return found
 

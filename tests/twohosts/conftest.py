@@ -87,8 +87,17 @@ class Traveller:
                     domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
 
 
+def path_of_disc(name: str) -> str:
+    """That of a guest which has one, of its host's own."""
+    return f"/var/lib/libvirt/images/{name}.iso"
+
+
 def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk: str = "", **more: Any) -> str:
     """A guest of 128 MiB with one disk, on shared storage where none is named; one that is `light` has no Linux."""
+    disc = ""
+    if more.get("disc"):
+        source = f"<source file='{path_of_disc(name)}'/><target dev='sda' bus='sata'/>"
+        disc = f"<disk type='file' device='cdrom'>{source}<readonly/></disk>"
     path, light = disk or f"{hosts.shared}/{name}.qcow2", more.get("light")
     cmdline = "console=ttyS0 quiet micro.spin=1 micro.nap=5:95"
     linux = f"<kernel>{micro.kernel}</kernel><initrd>{micro.initrd}</initrd><cmdline>{cmdline}</cmdline>"
@@ -101,7 +110,7 @@ def definition(hosts: Pair, micro: MicroGuest, accelerator: str, name: str, disk
         f"<memory unit='MiB'>{more.get('memory', 128)}</memory><vcpu>1</vcpu><cputune><shares>1500</shares></cputune>"
         f"<os><type arch='x86_64' machine='q35'>hvm</type>{'' if light else linux}</os>"
         f"<features><acpi/></features><devices><disk type='file' device='disk'><driver {driver}/>"
-        f"<source file='{path}'/><target dev='vda' bus='virtio'/></disk>"
+        f"<source file='{path}'/><target dev='vda' bus='virtio'/></disk>{disc}"
         "<serial type='pty'/><memballoon model='virtio'/></devices></domain>"
     )
 
@@ -118,12 +127,14 @@ def _making(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Make]:
     def make(boot: bool = True, local: bool = False, light: bool = False, **more: Any) -> Traveller:
         name = f"{PREFIX}travel-{os.getpid()}-{next(_numbers)}"
         disk = f"/var/lib/libvirt/images/{name}.qcow2" if local else ""
-        folder = hosts.a.folder / "lib/images" if local else hosts.shared
+        folder = hosts.a.images if local else hosts.shared
         if light:
             image = firmware.image(1, (60, 500))
             (folder / f"{name}.qcow2").write_bytes(image + os.urandom(max(0, more.get("filled", 0) - len(image))))
         else:
             make_image(folder / f"{name}.qcow2", 32 << 20)
+        if more.get("disc"):
+            (hosts.a.images / f"{name}.iso").write_bytes(os.urandom(1 << 20))
         traveller = Traveller(hosts, name)
         made.append(traveller)
         with hosts.a.open() as hypervisor:
@@ -140,7 +151,7 @@ def _making(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Make]:
     yield make
     for traveller in made:
         traveller.remove()
-        for folder in (hosts.shared, hosts.a.folder / "lib/images", hosts.b.folder / "lib/images"):
+        for folder in (hosts.shared, hosts.a.images, hosts.b.images):
             for image in folder.glob(f"{traveller.name}*"):
                 image.unlink()
 

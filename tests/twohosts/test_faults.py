@@ -41,7 +41,7 @@ def test_interrupted_while_storage_is_copied(moving: Begin, make_traveller: Make
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 130
     assert one.traveller.is_only(one.hosts.a)
-    images = one.hosts.b.folder / "lib/images"
+    images = one.hosts.b.images
     assert not list(images.glob(f"{one.traveller.name}*")), "half a copy is left"
     one.hosts.a.kvmctl("migrate", one.traveller.name, one.hosts.b.tcp, "--copy-storage", "--check")
 

@@ -41,15 +41,21 @@ def test_there_and_back(hosts: Pair, traveller: Traveller, make_traveller: Make)
 
 
 def test_storage_is_copied(hosts: Pair, make_traveller: Make) -> None:
-    traveller = make_traveller(local=True)
+    traveller = make_traveller(local=True, disc=True)
     traveller.run("echo carried over >/dev/vda; sync")
     refused = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, "-o", "json", code=5)
-    assert [row["what"] for row in json.loads(refused.stdout) if row["severity"] == "obstacle"] == ["disk vda"]
+    assert [row["what"] for row in json.loads(refused.stdout) if row["severity"] == "obstacle"] == [
+        "disk vda",
+        "disk sda",
+    ]
     before = traveller.count()
     done = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, "--copy-storage")
     assert traveller.is_only(hosts.b)
     assert traveller.count() > before
     assert traveller.run("head -c 12 /dev/vda").startswith("carried over")
+    # libvirt leaves the disc out: without it the guest would not have started there.
+    here, there = (host.images / f"{traveller.name}.iso" for host in (hosts.a, hosts.b))
+    assert here.read_bytes() == there.read_bytes()
     image = f"/var/lib/libvirt/images/{traveller.name}.qcow2"
     assert f"{image} is still on" in done.stderr
     # The way back leads over the image that was left.

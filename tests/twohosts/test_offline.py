@@ -40,12 +40,12 @@ class Images:
 
     def there(self) -> list[Path]:
         """What the second host has of them."""
-        return [path for name in self.names if (path := self.hosts.b.folder / "lib/images" / name).exists()]
+        return [path for name in self.names if (path := self.hosts.b.images / name).exists()]
 
     def same(self) -> bool:
         """Whether it has both, bit by bit, and what is not used takes no room."""
         for path in self.there():
-            here = self.hosts.a.folder / "lib/images" / path.name
+            here = self.hosts.a.images / path.name
             assert filecmp.cmp(path, here, shallow=False), path
             assert path.stat().st_blocks <= here.stat().st_blocks + 256
         return len(self.there()) == len(self.names)
@@ -71,7 +71,7 @@ def test_with_its_disks(hosts: Pair, make_traveller: Make) -> None:
     there.destroy()
     # The way back finds the base, which is the same, and the image that was left.
     hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, *OFF, code=5)
-    base = hosts.a.folder / "lib/images" / images.names[0]
+    base = hosts.a.images / images.names[0]
     before = base.stat()
     hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, *OFF, "--overwrite")
     assert traveller.defined() == [hosts.a]

@@ -11,7 +11,7 @@ from kvmctl.model.hostpolicy import CpuPolicy, HostPolicy
 from kvmctl.model.migration import Finding, MigrationOptions, MovedDisk, MovedGuest, TargetHost
 from kvmctl.model.promise import Promise
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy.migration import arrived, blocks, findings, is_copied, number, portability
+from kvmctl.policy.migration import arrived, blocks, findings, is_copied, is_copied_here, number, portability
 
 pytestmark = pytest.mark.unit
 
@@ -201,7 +201,11 @@ def test_room_for_all_of_several() -> None:
     (one,) = found(third, arrived(TARGET, [first, second], COPYING), COPYING)
     assert "3GiB" in one.text
     assert is_copied(replace(OWN, read_only=True), COPYING)
-    assert not is_copied(replace(OWN, read_only=True), replace(COPYING, offline=False))
+    live = replace(COPYING, offline=False)
+    assert is_copied_here(replace(OWN, read_only=True), live), "libvirt leaves discs out"
+    assert is_copied(OWN, live)
+    assert not is_copied_here(OWN, live)
+    assert not is_copied(replace(OWN, read_only=True, exists=True), live)
 
 
 def test_encryption() -> None:
