@@ -12,6 +12,7 @@ from typing import Any
 from kvmctl.control import move_facts, move_record, move_settle
 from kvmctl.control.move_copy import Copier
 from kvmctl.control.move_record import MoveRecord
+from kvmctl.control.move_settle import Begun
 from kvmctl.control.wait import interrupted
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
@@ -44,6 +45,28 @@ class Moved:
     job: JobSample | None
     left_behind: tuple[str, ...]
     """Images that were copied, and are still at the source."""
+
+
+@dataclass
+class _Run:
+    """A move that goes on: what the journal has of it, and what was seen."""
+
+    journal: Journal
+    begun: Begun
+    copied: JobSample | None = None
+    """How the copying of images here went."""
+    throttled: int = 0
+    """Per cent by which the guest was slowed down at most."""
+
+    def makes(self, made: tuple[str, ...]) -> None:
+        """These images are at the target, and not whole yet, or of no use without the guest."""
+        self.begun = replace(self.begun, made=made)
+        move_settle.begin(self.journal, self.begun)
+
+    def asks(self, making: tuple[str, ...]) -> None:
+        """libvirt is about to move the guest, and to make these images as well."""
+        self.begun = replace(self.begun, made=(*self.begun.made, *making), asked=True)
+        move_settle.begin(self.journal, self.begun)
 
 
 class Mover:
@@ -99,63 +122,59 @@ class Mover:
 
     def _move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
         domain = moving.find(self.source, guest.uuid)
-        copied = self._copied(guest)
+        run = _Run(Journal(), self._begun(guest, domain))
         off = guest.state not in ACTIVE
-        begun = move_settle.Begun(
-            guest=guest.name,
-            uuid=guest.uuid,
-            source=self.source.uri,
-            target=self.target.uri,
-            autostart=domains.autostart(domain),
-            offline=off,
-            made=tuple(str(disk.path) for disk in copied if disk.exists is False and not self._here(guest, disk)),
-        )
-        journal = Journal()
-        move_settle.begin(journal, begun)
         before = None if off or self.options.max_downtime is None else moving.max_downtime(domain)
         started = time.monotonic()
         failure: KvmctlError | None = None
-        job: JobSample | None = None
-        throttled: list[int] = []
-
-        by_libvirt = begun.made
-
-        def note(made: tuple[str, ...]) -> None:
-            nonlocal begun
-            begun = replace(begun, made=(*by_libvirt, *made))
-            move_settle.begin(journal, begun)
-
         try:
-            if ours := [disk for disk in copied if self._here(guest, disk)]:
-                job = self._copier.copy(ours, note, lambda sample: self._progress(guest.name, sample))
-            if off:
-                self._carry_off(domain, guest)
-            else:
-                rest = [disk for disk in copied if disk not in ours]
-                failure = self._carry(domain, guest, rest, throttled.append)
+            self._bring(domain, guest, run)
         except KvmctlError as error:
             failure = error
         seconds = time.monotonic() - started
-        place = move_settle.settle(journal, begun, self.source, self.target)
+        place = move_settle.settle(run.journal, run.begun, self.source, self.target)
         if place != "moved":
             if before is not None:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure, self._where(guest))
-        job = job if off else self._job_of(guest, max(throttled, default=0))
+        job = run.copied if off else self._job_of(guest, run.throttled)
+        copied = self._copied(guest)
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))
         return Moved(guest.name, seconds, expected, job, tuple(str(disk.path) for disk in copied if not disk.read_only))
+
+    def _begun(self, guest: MovedGuest, domain: Any) -> Begun:
+        return Begun(
+            guest=guest.name,
+            uuid=guest.uuid,
+            source=self.source.uri,
+            target=self.target.uri,
+            autostart=domains.autostart(domain),
+            offline=guest.state not in ACTIVE,
+            asked=False,
+        )
+
+    def _bring(self, domain: Any, guest: MovedGuest, run: _Run) -> None:
+        """Copy what is to be copied here, then have libvirt do the rest. Raises KvmctlError."""
+        options = self.options.of(guest.state)
+        copied = self._copied(guest)
+        ours = [disk for disk in copied if is_copied_here(disk, options)]
+        rest = [disk for disk in copied if disk not in ours]
+        if ours:
+            run.copied = self._copier.copy(ours, run.makes, lambda sample: self._progress(guest.name, sample))
+        run.asks(tuple(str(disk.path) for disk in rest if disk.exists is False))
+        if not options.offline:
+            self._carry(domain, guest, rest, run)
+            return
+        if (state := domains.state(domain)) != guest.state:
+            raise ConflictError(f"guest {guest.name} is {state} now", "move it again: one that runs moves live")
+        moving.migrate(domain, self.target, options)
 
     def _copied(self, guest: MovedGuest) -> tuple[MovedDisk, ...]:
         return tuple(disk for disk in guest.disks if is_copied(disk, self.options.of(guest.state)))
 
-    def _here(self, guest: MovedGuest, disk: MovedDisk) -> bool:
-        return is_copied_here(disk, self.options.of(guest.state))
-
-    def _carry(
-        self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], slowed: Callable[[int], None]
-    ) -> KvmctlError | None:
-        """Have libvirt move it, and watch; why that failed. On an interrupt the move is given up first."""
+    def _carry(self, domain: Any, guest: MovedGuest, copied: Sequence[MovedDisk], run: _Run) -> None:
+        """Have libvirt move it live, and watch. Raises KvmctlError; on an interrupt the move is given up first."""
         if self.options.max_downtime is not None:
             moving.set_max_downtime(domain, self.options.max_downtime)
         failed: list[KvmctlError] = []
@@ -177,7 +196,7 @@ class Mover:
             thread.join(POLL)
             sample = self._watch(domain)
             if sample:
-                slowed(sample.throttled)
+                run.throttled = max(run.throttled, sample.throttled)
                 self._progress(guest.name, sample)
             if interrupted.is_set() and not aborted:
                 # A job that is about to begin cannot be given up yet: it is tried again then.
@@ -189,14 +208,9 @@ class Mover:
                     moving.switch_to_post_copy(domain)
                     switched = True
         if aborted:
-            return KvmctlError("the move was given up", f"kvmctl migrate {argument(guest.name)} … tries again")
-        return failed[0] if failed else None
-
-    def _carry_off(self, domain: Any, guest: MovedGuest) -> None:
-        """Have the target get the definition of a guest that is off. Raises KvmctlError."""
-        if (state := domains.state(domain)) != guest.state:
-            raise ConflictError(f"guest {guest.name} is {state} now", "move it again: one that runs moves live")
-        moving.migrate(domain, self.target, self.options.of(guest.state))
+            raise KvmctlError("the move was given up", f"kvmctl migrate {argument(guest.name)} … tries again")
+        if failed:
+            raise failed[0]
 
     def _watch(self, domain: Any) -> JobSample | None:
         try:

@@ -122,6 +122,20 @@ def test_killed_itself(hosts: Pair, begun: Begun) -> None:
     assert images.same()
 
 
+def test_target_daemon_killed(hosts: Pair, begun: Begun) -> None:
+    traveller, images, process = begun
+    hosts.b.kill_daemon()
+    try:
+        assert process.wait(60) in (1, 6)
+    finally:
+        hosts.b.start_daemon()
+    assert "it is where it was" in (hosts.a.folder / "moving.log").read_text()
+    assert traveller.defined() == [hosts.a]
+    done = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, *OFF, "--check")
+    assert "was cut off" in done.stderr
+    assert [path.name for path in images.there()] == [images.names[0]]
+
+
 def test_interrupted(hosts: Pair, begun: Begun) -> None:
     traveller, images, process = begun
     process.send_signal(signal.SIGINT)
