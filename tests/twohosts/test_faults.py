@@ -26,11 +26,16 @@ def unfinished(hosts: Pair) -> bool:
     return journal.exists() and '"migrate"' in journal.read_text() and '"uuid"' in journal.read_text()
 
 
-def test_interrupted(moving: Begin, traveller: Traveller) -> None:
+def test_interrupted(hosts: Pair, moving: Begin, traveller: Traveller) -> None:
     before = traveller.count()
-    one = moving(traveller)
+    here = traveller.at(hosts.a)
+    assert here is not None
+    allowed = here.migrateGetMaxDowntime()
+    one = moving(traveller, "--max-downtime", "1234ms")
+    assert here.migrateGetMaxDowntime() == 1234
     one.process.send_signal(signal.SIGINT)
     assert one.ended() == 130
+    assert here.migrateGetMaxDowntime() == allowed, "a move that is given up leaves nothing"
     assert "Traceback" not in one.said
     assert stayed(one, before)
     assert not unfinished(one.hosts)
