@@ -22,6 +22,16 @@ def complete_guests(ctx: click.Context, _param: click.Parameter, incomplete: str
         return []
 
 
+def complete_hosts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The hosts whose name here begins so."""
+    from kvmctl.control.hosts import named
+
+    try:
+        return [host.name for host in named() if host.name.startswith(incomplete) and argument(host.name) == host.name]
+    except KvmctlError:
+        return []
+
+
 def complete_fields(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """The fields of a guest file whose key begins so, each with its `=`."""
     from kvmctl.model.fields import FIELDS

@@ -8,7 +8,7 @@ import click
 
 from kvmctl.cli.all_hosts import UNREACHABLE, ask_all, raise_for_dead
 from kvmctl.cli.app import App, pass_app
-from kvmctl.cli.completion import complete_guests
+from kvmctl.cli.completion import complete_guests, complete_hosts
 from kvmctl.cli.output import Column, emit, emit_document, emit_names, note, one_line
 from kvmctl.model.errors import EXIT_PENDING
 from kvmctl.model.units import human_size
@@ -66,7 +66,7 @@ def _line(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command(short_help="The CPU model that all of several hosts can run.")
-@click.argument("hosts", nargs=-1, required=True, metavar="[URI|HOST]...")
+@click.argument("hosts", nargs=-1, required=True, metavar="[URI|HOST]...", shell_complete=complete_hosts)
 @click.option(
     "--guest", "guests", multiple=True, metavar="NAME", shell_complete=complete_guests, help="Give it to this guest."
 )
@@ -105,7 +105,9 @@ def baseline(app: App, hosts: tuple[str, ...], guests: tuple[str, ...], dry_run:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="[NAME|GLOB]...", shell_complete=complete_guests)
-@click.option("--on", "host", required=True, metavar="URI|HOST", help="The host it is about.")
+@click.option(
+    "--on", "host", required=True, metavar="URI|HOST", shell_complete=complete_hosts, help="The host it is about."
+)
 @pass_app
 def doctor(app: App, names: tuple[str, ...], host: str) -> None:
     """Say whether guests would run on another host as they are, and what would have to change before.

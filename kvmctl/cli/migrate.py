@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmctl.cli.app import App, pass_app
+from kvmctl.cli.completion import complete_hosts
 from kvmctl.cli.duration import seconds
 from kvmctl.cli.lifecycle import guests_argument, raise_for_failures
 from kvmctl.cli.migrate_history import show as show_history
@@ -69,7 +70,7 @@ def _which(_ctx: click.Context, _param: click.Parameter, text: str | None) -> No
 
 @click.command()
 @guests_argument
-@click.argument("host", metavar="URI|HOST", required=False)
+@click.argument("host", metavar="URI|HOST", required=False, shell_complete=complete_hosts)
 @click.option("--check", is_flag=True, help="Only say what stands in the way; exit 5 if anything does.")
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Move N guests at a time."

@@ -23,6 +23,12 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
         setattr(app, param.name, value)
 
 
+def _hosts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from kvmctl.cli.completion import complete_hosts
+
+    return complete_hosts(ctx, param, incomplete)
+
+
 def global_options(hidden: bool = False) -> list[click.Parameter]:
     """The options whose values are kept in the App of the invocation; `hidden` ones are not in the help."""
 
@@ -35,6 +41,7 @@ def global_options(hidden: bool = False) -> list[click.Parameter]:
             "--connect",
             multiple=True,
             metavar="URI|HOST",
+            shell_complete=_hosts,
             help="Hypervisor; else LIBVIRT_DEFAULT_URI, else the first usable. Several for list and host show.",
         ),
         option("-o", "--output", type=click.Choice(["table", "json", "yaml", "name"]), help="Format of results."),

@@ -67,6 +67,19 @@ def test_what_acts_on_one_host_refuses_two(kvmctl: Kvmctl, hosts: dict[str, str]
     assert ran.out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("kvmctl host baseline ", ["one", "dead", "two"]),
+        ("kvmctl doctor test --on t", ["two"]),
+        ("kvmctl -c d", ["dead"]),
+    ],
+)
+def test_hosts_are_completed(kvmctl: Kvmctl, hosts: dict[str, str], words: str, offered: list[str]) -> None:
+    env = {"_KVMCTL_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    assert kvmctl(env=hosts | env).out.splitlines() == [f"plain,{name}" for name in offered]
+
+
 def test_show_all_hosts(kvmctl: Kvmctl, hosts: dict[str, str]) -> None:
     found = kvmctl("host", "show", "--all-hosts", "-o", "json", code=8, env=hosts).json()
     assert [one["state"] for one in found] == ["up", "unreachable", "up"]
