@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,13 +77,18 @@ class Traveller:
         domain = self.at(host)
         return bool(domain and domain.isActive() and domain.isPersistent()) and self.at(other) is None
 
+    def _kill(self, host: PairHost) -> None:
+        # libvirt asks QEMU first, and looks only after seconds whether that has ended.
+        os.kill(int((host.folder / f"run/libvirt/qemu/{self.name}.pid").read_text()), signal.SIGKILL)
+        until(host.running, lambda names: self.name not in names, 20, "the guests that run")
+
     def remove(self) -> None:
         """End it wherever it is."""
         for host in (self.hosts.a, self.hosts.b):
             domain = self.at(host)
             if domain is not None:
                 if domain.isActive():
-                    domain.destroy()
+                    self._kill(host)
                 if self.at(host) is not None:
                     domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
 

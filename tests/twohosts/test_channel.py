@@ -78,7 +78,7 @@ def overhearing(host: PairHost) -> Iterator[Overheard]:
 
 def test_encrypted(hosts: Pair, traveller: Traveller, certified: None) -> None:
     """Nobody on the cable reads what the guest has in its memory, as they do without."""
-    traveller.run(f"yes {MARK} | head -c 4194304 >/run/mark")
+    traveller.run(f"yes {MARK} | head -c 65536 >/run/part; cat $(yes /run/part | head -n 64) >/run/mark")
     before = traveller.count()
     with overhearing(hosts.a) as heard:
         hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, "--tls")
@@ -88,7 +88,7 @@ def test_encrypted(hosts: Pair, traveller: Traveller, certified: None) -> None:
     with overhearing(hosts.a) as heard:
         hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp)
     assert heard.marks > 0
-    traveller.run("rm /run/mark")
+    traveller.run("rm /run/part /run/mark")
     assert traveller.count() > before
 
 

@@ -68,14 +68,14 @@ def test_storage_is_copied(hosts: Pair, make_traveller: Make) -> None:
 
 def test_a_guest_that_changes_faster_than_is_sent(hosts: Pair, make_traveller: Make) -> None:
     traveller = make_traveller(memory=256)
-    traveller.run("dd if=/dev/urandom of=/run/seed bs=1M count=24 2>/dev/null")
+    traveller.run("dd if=/dev/urandom of=/run/seed bs=1M count=20 2>/dev/null")
     traveller.run("(while :; do cat /run/seed >/run/busy; done) >/dev/null 2>&1 &")
     before = traveller.count()
     slow = ("--bandwidth", "16MiB/s")
     refused = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, *slow, code=5)
     assert "would not end" in refused.stderr
     assert traveller.is_only(hosts.a)
-    done = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, *slow, "--post-copy", "-o", "json")
+    done = hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, "--bandwidth", "32MiB/s", "--post-copy", "-o", "json")
     assert traveller.is_only(hosts.b)
     assert json.loads(done.stdout)[0]["dirty_rate"] > 8 << 20
     back = hosts.b.kvmctl("migrate", traveller.name, hosts.a.tcp, *slow, "--auto-converge", "-o", "json")
