@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from kvmctl.control.wait import interrupted
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, moving
-from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
 from kvmctl.model.errors import ConflictError, KvmctlError, LockedError
 from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedDisk, MovedGuest
 from kvmctl.model.sample import ACTIVE
@@ -115,10 +116,24 @@ class Mover:
     def move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
         """Move a guest that nothing stands in the way of. Raises KvmctlError that says where the guest is."""
         try:
-            with lock(move_settle.lock_name(guest.uuid)):
-                return self._move(guest, expected)
+            with lock(move_settle.lock_name(guest.uuid)), self._alone() as mover:
+                return mover._move(guest, expected)
         except LockedError as error:
             raise LockedError(f"guest {guest.name} is being moved already: {error.message}", error.hint) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[Mover]:
+        """A mover with connections of its own, where several guests move at once: a daemon stops listening to one on
+        which five calls are going on, as each of these is all the time, and takes it for dead after half a minute."""
+        if self._at_once == 1:
+            yield self
+            return
+        with ExitStack() as opened:
+            own = copy(self)
+            own.source = opened.enter_context(open_hypervisor(self.source.uri))
+            if self.options.direct:
+                own.target = opened.enter_context(open_hypervisor(self.target.uri))
+            yield own
 
     def _move(self, guest: MovedGuest, expected: Forecast | None) -> Moved:
         domain = moving.find(self.source, guest.uuid)

@@ -135,12 +135,15 @@ def test_guests_that_are_off(hosts: Pair, make_traveller: Make) -> None:
 
 
 def test_several_in_order_and_at_once(hosts: Pair, make_traveller: Make) -> None:
-    travellers = [make_traveller(light=True) for _ in range(2)]
+    """More than a daemon listens to on one connection, for longer than it waits to hear from that."""
+    travellers = [make_traveller(light=True, local=True, filled=6 << 20) for _ in range(6)]
     names = [traveller.name for traveller in travellers]
-    rows = json.loads(hosts.a.kvmctl("migrate", *names, hosts.b.tcp, "--jobs", "2", "-o", "json").stdout)
+    together = ("--copy-storage", "--jobs", "6", "--bandwidth", "1MiB/s")
+    rows = json.loads(hosts.a.kvmctl("migrate", *names, hosts.b.tcp, *together, "-o", "json").stdout)
+    assert min(row["seconds"] for row in rows) > 4
     assert [(row["name"], row["result"]) for row in rows] == [(name, "changed") for name in names]
     assert all(traveller.is_only(hosts.b) for traveller in travellers)
-    hosts.b.kvmctl("migrate", "-l", "tier=front", hosts.a.tcp)
+    hosts.b.kvmctl("migrate", "-l", "tier=front", hosts.a.tcp, "--copy-storage", "--overwrite", "--jobs", "3")
     assert all(traveller.is_only(hosts.a) for traveller in travellers)
 
 
