@@ -124,6 +124,8 @@ class Copier:
         total = 2 * sum(image.allocation or 0 for image in (*bases, *disks))
         meter = Meter(total, self._bandwidth, show)
         made: tuple[str, ...] = ()
+        ends = [self._ends(image) for image in (*bases, *disks)]
+        before = [copying.stored(one.here, one.name) for one in ends]
 
         def noted(path: str, whole: bool) -> None:
             nonlocal made
@@ -133,17 +135,20 @@ class Copier:
         for disk in disks:
             for base in reversed(disk.below):
                 if not base.shared:
-                    with self._one:
-                        self._base(self._ends(base), meter, noted)
-            ends = self._ends(disk)
+                    self._base(self._ends(base), meter, noted)
+            own = self._ends(disk)
             if disk.read_only:
                 # A disc may be in other guests as well.
-                with self._one:
-                    self._base(ends, meter, noted)
+                self._base(own, meter, noted)
                 continue
             if disk.exists:
-                copying.delete(ends.there, ends.name)
-            self._image(ends, meter, noted)
+                copying.delete(own.there, own.name)
+            self._image(own, meter, noted)
+        for one, was in zip(ends, before, strict=True):
+            # All of them at the end: the guest may have been on for a while.
+            found = copying.stored(one.here, one.name)
+            if (found.length, found.written) != (was.length, was.written):
+                raise ConflictError(f"{one.path} was written to meanwhile", "see who uses it, and try again")
         return meter.sample()
 
     def _ends(self, disk: MovedDisk) -> _Ends:
@@ -156,25 +161,25 @@ class Copier:
         return _Ends(path, here, there)
 
     def _base(self, ends: _Ends, meter: Meter, noted: Callable[[str, bool], None]) -> None:
-        if ends.path in self._bases:
-            return
-        if sharing.image_at(ends.there, ends.name) is None:
-            self._image(ends, meter, noted)
-            # It is whole, and of use to other guests: it stays, whatever becomes of this one.
-            noted(ends.path, True)
-        elif self._read(self.source, ends.here, ends, meter) != self._read(self.target, ends.there, ends, meter):
-            raise ConflictError(
-                f"the target has another {ends.path}, and the guest would read that",
-                "give one of the two another name; kvmctl export puts all of a disk into one image",
-            )
-        self._bases.add(ends.path)
+        with self._one:
+            if ends.path in self._bases:
+                return
+            if sharing.image_at(ends.there, ends.name) is None:
+                self._image(ends, meter, noted)
+                # It is whole, and of use to other guests: it stays, whatever becomes of this one.
+                noted(ends.path, True)
+            elif self._read(self.source, ends.here, ends, meter) != self._read(self.target, ends.there, ends, meter):
+                raise ConflictError(
+                    f"the target has another {ends.path}, and the guest would read that",
+                    "give one of the two another name; kvmctl export puts all of a disk into one image",
+                )
+            self._bases.add(ends.path)
 
     def _image(self, ends: _Ends, meter: Meter, noted: Callable[[str, bool], None]) -> None:
         """Make the image at the target, and read it back."""
-        before = copying.stored(ends.here, ends.name)
         noted(ends.path, False)
         try:
-            copying.make(ends.there, ends.name, before)
+            copying.make(ends.there, ends.name, copying.stored(ends.here, ends.name))
         except KvmctlError:
             # Somebody else's: it is not to be removed.
             noted(ends.path, True)
@@ -189,9 +194,6 @@ class Copier:
             raise KvmctlError(
                 f"the copy of {ends.path} reads other than what was sent", "examine the target's storage, and try again"
             )
-        after = copying.stored(ends.here, ends.name)
-        if (after.length, after.written) != (before.length, before.written):
-            raise ConflictError(f"{ends.path} was written to meanwhile", "see who uses it, and try again")
 
     def _read(self, hypervisor: Hypervisor, pool: FolderPool, ends: _Ends, meter: Meter) -> tuple[int, str]:
         found = Sum()

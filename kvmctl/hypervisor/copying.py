@@ -26,7 +26,6 @@ class Stored:
     """An image as a file: its `length` in bytes, and when it was last written, as its host tells."""
 
     length: int
-    allocation: int
     mode: str
     written: str
 
@@ -37,10 +36,9 @@ def stored(pool: FolderPool, name: str) -> Stored:
     with doing(f"read image {name}"):
         # Of a file this is its size, however large the disk is that it holds.
         length = int(volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2])
-        allocation = int(volume.info()[2])
         root = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 - libvirt wrote it
     mode = root.findtext("target/permissions/mode") or "0600"
-    return Stored(length, allocation, mode, root.findtext("target/timestamps/mtime") or "")
+    return Stored(length, mode, root.findtext("target/timestamps/mtime") or "")
 
 
 def make(pool: FolderPool, name: str, like: Stored) -> None:
