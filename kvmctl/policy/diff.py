@@ -151,7 +151,9 @@ def match_disks(wanted: Sequence[DiskSpec], now: Sequence[DiskSpec]) -> list[tup
 def _is_disk(wanted: DiskSpec, now: DiskSpec) -> bool:
     if wanted.target:
         return wanted.target == now.target
-    return wanted.path == now.path or _is_volume(wanted, now)
+    if wanted.path or now.path:
+        return wanted.path == now.path or _is_volume(wanted, now)
+    return _is_volume(wanted, now) or not (wanted.volume or now.volume)
 
 
 def match_nics(wanted: Sequence[NicSpec], now: Sequence[NicSpec]) -> list[tuple[NicSpec, NicSpec | None]]:
