@@ -21,6 +21,7 @@ from kvmctl.model.spec import (
     IoSpec,
     MemorySpec,
     NicSpec,
+    PassedSpec,
     VncSpec,
 )
 from kvmctl.model.units import GIB, MIB
@@ -178,6 +179,32 @@ def nic_specs(draw: st.DrawFn) -> NicSpec:
     )
 
 
+pci_addresses = st.builds(
+    "{:04x}:{:02x}:{:02x}.{:x}".format,
+    st.integers(0, 0xFFFFFFFF) | st.just(0),
+    st.integers(0, 255),
+    st.integers(0, 31),
+    st.integers(0, 7),
+)
+
+
+@st.composite
+def passed_specs(draw: st.DrawFn) -> PassedSpec:
+    """Devices whose names are known, as they are in a definition."""
+    if draw(st.booleans()):
+        return PassedSpec(mdev=str(draw(st.uuids())))
+    address = draw(pci_addresses)
+    mac = draw(maybe(macs))
+    return PassedSpec(
+        pci=address,
+        vf_of=draw(maybe(pci_addresses.filter(lambda card: card != address))),
+        mac=mac,
+        vlan=draw(maybe(st.integers(0, 4094))) if mac else None,
+        spoof_check=draw(maybe(st.booleans())),
+        trust=draw(maybe(st.booleans())),
+    )
+
+
 @st.composite
 def cloud_init_specs(draw: st.DrawFn) -> CloudInitSpec:
     network_config = draw(maybe(paths))
@@ -211,6 +238,7 @@ def guest_specs(draw: st.DrawFn, names: st.SearchStrategy[str] = guest_names) ->
         accelerator=draw(maybe(st.sampled_from(["auto", "kvm", "tcg"]))),
         disks=draw(maybe(st.lists(disk_specs(), max_size=3).map(distinct_disks))),
         nics=draw(maybe(st.lists(nic_specs(), max_size=3).map(distinct_nics))),
+        passthrough=draw(maybe(st.lists(passed_specs(), max_size=3).map(distinct_passed))),
         cloud_init=draw(maybe(cloud_init_specs())),
         console=draw(maybe(console_specs)),
         vnc=draw(maybe(vnc_specs)),
@@ -236,6 +264,20 @@ def distinct_disks(disks: list[DiskSpec]) -> tuple[DiskSpec, ...]:
             kept[image] = disk
             targets.add(disk.target)
     return tuple(kept.values())
+
+
+def distinct_passed(devices: list[PassedSpec]) -> tuple[PassedSpec, ...]:
+    """The devices, each once, no card beside its functions; nics of a guest have other MAC addresses."""
+    seen: set[str | None] = set()
+    kept: list[PassedSpec] = []
+    for device in devices:
+        names = {device.pci, device.vf_of, device.mdev} - {None}
+        if not names & seen:
+            seen |= names
+            kept.append(
+                device if device.mac is None else dataclasses.replace(device, mac=f"52:54:01:00:00:0{len(kept)}")
+            )
+    return tuple(kept)
 
 
 def distinct_nics(nics: list[NicSpec]) -> tuple[NicSpec, ...]:

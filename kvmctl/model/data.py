@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, Field, attribute, get
+from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, NIC, PASSED, Field, attribute, get
 from kvmctl.model.spec import GuestSpec
 
 _ORDER = (
-    "name", "description", "labels", "accelerator", "cpu", "memory", "io", "boot", "disks", "nics", "cloud-init",
+    "name", "description", "labels", "accelerator", "cpu", "memory", "io", "boot", "disks", "nics", "passthrough",
+    "cloud-init",
     "console", "vnc", "agent", "rng", "autostart", "rebalance", "state",
 )  # fmt: skip
 
@@ -24,6 +25,8 @@ def as_data(spec: GuestSpec) -> dict[str, Any]:
         data["disks"] = [_entry(disk, DISK) for disk in spec.disks]
     if spec.nics is not None:
         data["nics"] = [_entry(nic, NIC) for nic in spec.nics]
+    if spec.passthrough is not None:
+        data["passthrough"] = [_entry(device, PASSED) for device in spec.passthrough]
     if spec.cloud_init is not None:
         data["cloud-init"] = _entry(spec.cloud_init, CLOUD_INIT)
     for group in ("console", "vnc"):

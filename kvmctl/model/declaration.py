@@ -1,14 +1,27 @@
 """What one guest file declares, read from its nodes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvmctl.model.document import EMPTY, MapNode, Node, TextNode, read_document
-from kvmctl.model.fields import CLOUD_INIT, DISK, FIELDS, LABEL, LABEL_KEY, NAME, NIC, PROJECT, Field, attribute, put
+from kvmctl.model.fields import (
+    CLOUD_INIT,
+    DISK,
+    FIELDS,
+    LABEL,
+    LABEL_KEY,
+    NAME,
+    NIC,
+    PASSED,
+    PROJECT,
+    Field,
+    attribute,
+    put,
+)
 from kvmctl.model.nodes import NodeReader, Place
 from kvmctl.model.rules import check
-from kvmctl.model.spec import CloudInitSpec, DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.spec import CloudInitSpec, DiskSpec, GuestSpec, NicSpec, PassedSpec
 
 MAX_GUESTS = 1000
 
@@ -21,7 +34,14 @@ _SINGLES = _GROUPS.pop("")
 _SWITCHES = ("console", "vnc")
 """Groups that `true` or `false` can stand for."""
 _FILE_KEYS = ("project", "defaults", "guests")
-_GUEST_KEYS = ("name", *_SINGLES, "labels", *_GROUPS, "disks", "nics", "cloud-init")
+_GUEST_KEYS = ("name", *_SINGLES, "labels", *_GROUPS, "disks", "nics", "passthrough", "cloud-init")
+_LISTS = ("disks", "nics", "passthrough")
+_PASSED: Mapping[str, Mapping[str, Field]] = {
+    "passthrough": PASSED,
+    "disks": {key: PASSED[key] for key in ("pci", "vf-of")},
+    "nics": {key: field for key, field in PASSED.items() if key != "mdev"},
+}
+"""What an entry of each list says of a device of the host; in the latter two, beside `mode: passthrough`."""
 _EXAMPLES = {
     "cpu": "cpu: {count: 2}",
     "memory": "memory: {size: 1GiB}",
@@ -128,7 +148,7 @@ class FileReader:
     def _incomplete(self, key: str) -> bool:
         """Whether the fault at `key` may be only that something beside it could not be read."""
         group, _, rest = key.partition(".")
-        entry = f"{group}.{rest.partition('.')[0]}" if group in ("disks", "nics") else group
+        entry = f"{group}.{rest.partition('.')[0]}" if group in _LISTS else group
         if entry in ("cpu", "memory"):  # nothing is missed there
             return False
         return any(failed == entry or failed.startswith(f"{entry}.") for failed in self.nodes.failed)
@@ -139,6 +159,7 @@ class FileReader:
             name,
             disks=self._entries(node, "disks", DISK, DiskSpec, places),
             nics=self._entries(node, "nics", NIC, NicSpec, places),
+            passthrough=self._passed(node, places),
             cloud_init=self._cloud_init(node, places),
             labels=self._labels(node),
         )
@@ -175,19 +196,45 @@ class FileReader:
     def _entries(
         self, node: MapNode, key: str, fields: Mapping[str, Field], make: type[Any], places: dict[str, Place]
     ) -> tuple[Any, ...] | None:
-        """The entries of one of the two lists, or None where the list is not said."""
+        """The entries of disks or nics, or None where the list is not said; less those that are passed through."""
         if key not in node.entries:
             return None
-        example = f"{key}: [{{{next(iter(fields))}: …}}]"
+        items = [item for item in self._items(node, key) if not _is_passed(item)]
+        return tuple(
+            make(**_attributes(self._entry(item, key, f"{key}.{index}", fields, places)))
+            for index, item in enumerate(items)
+        )
+
+    def _passed(self, node: MapNode, places: dict[str, Place]) -> tuple[PassedSpec, ...] | None:
+        """The devices of the host, also those among disks and nics; None where none of the lists says one."""
+        said = [
+            (key, item)
+            for key in ("passthrough", "disks", "nics")
+            for item in self._items(node, key)
+            if key == "passthrough" or _is_passed(item)
+        ]
+        if not said and "passthrough" not in node.entries:
+            return None
         made = []
-        for index, item in enumerate(self.nodes.items(node.entries[key][1], key, example) or ()):
-            prefix = f"{key}.{index}"
-            places[prefix] = (item.line, item.column)
-            inner = self.nodes.mapping(item, f"an entry of {key}", example)
-            if inner is None:
-                self.nodes.failed.add(prefix)
-            made.append(make(**_attributes(self._group(inner, fields, f"{prefix}.", places))))
+        for index, (key, item) in enumerate(said):
+            if key != "passthrough" and isinstance(item, MapNode):
+                entries = {name: pair for name, pair in item.entries.items() if name != "mode"}
+                item = MapNode(entries, item.line, item.column)  # noqa: PLW2901
+            found = self._entry(item, key, f"passthrough.{index}", _PASSED[key], places)
+            made.append(PassedSpec(**_attributes(found)))
         return tuple(made)
+
+    def _items(self, node: MapNode, key: str) -> Sequence[Node]:
+        return (self.nodes.items(node.entries[key][1], key, _example(key)) or ()) if key in node.entries else ()
+
+    def _entry(
+        self, item: Node, key: str, prefix: str, fields: Mapping[str, Field], places: dict[str, Place]
+    ) -> dict[str, object]:
+        places[prefix] = (item.line, item.column)
+        inner = self.nodes.mapping(item, f"an entry of {key}", _example(key))
+        if inner is None:
+            self.nodes.failed.add(prefix)
+        return self._group(inner, fields, f"{prefix}.", places)
 
     def _cloud_init(self, node: MapNode, places: dict[str, Place]) -> CloudInitSpec | None:
         if "cloud-init" not in node.entries:
@@ -219,6 +266,17 @@ class FileReader:
             if key is not None and text is not None:
                 labels[str(key)] = str(text)
         return tuple(sorted(labels.items()))
+
+
+def _example(key: str) -> str:
+    fields = {"disks": DISK, "nics": NIC, "passthrough": PASSED}[key]
+    return f"{key}: [{{{next(iter(fields))}: …}}]"
+
+
+def _is_passed(item: Node) -> bool:
+    """Whether an entry of disks or nics is a device of the host."""
+    mode = item.entries["mode"][1] if isinstance(item, MapNode) and "mode" in item.entries else None
+    return isinstance(mode, TextNode) and mode.text == "passthrough"
 
 
 def _attributes(said: Mapping[str, object]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Literal
 from kvmctl.model import throttle
 from kvmctl.model.errors import UsageError
 from kvmctl.model.modes import Bus, disk_bus, nic_model
+from kvmctl.model.passed import in_order
 from kvmctl.model.platform import Platform, machine_family
 from kvmctl.model.rules import check
 from kvmctl.model.spec import (
@@ -60,6 +61,7 @@ def _filled(spec: GuestSpec, platform: Platform) -> GuestSpec:
         io=IoSpec(spec.io.weight or 0),
         accelerator=platform.accelerator,
         disks=fill_disks(spec.disks or (), boot.machine, iothread=True),
+        passthrough=in_order(replace(device, vlan=device.vlan or None) for device in spec.passthrough or ()),
         nics=tuple(fill_nic(nic, boot.machine, spec.cpu.max or spec.cpu.count or 1) for nic in spec.nics or ()),
         console=_console(spec.console),
         vnc=_vnc(spec.vnc, platform),

@@ -1,7 +1,7 @@
 """The fields of a guest file: how each is read from text and how its value is written.
 
 `FIELDS` holds the single values, by the dotted key that the file, `kvmctl set` and `kvmctl diff` use. The
-entries of the lists (`DISK`, `NIC`) and of the seed (`CLOUD_INIT`) are the guest file's alone.
+entries of the lists (`DISK`, `NIC`, `PASSED`) and of the seed (`CLOUD_INIT`) are the guest file's alone.
 """
 
 import dataclasses
@@ -93,6 +93,10 @@ def _show_port(value: object) -> object:
     return "auto" if value == 0 else value
 
 
+def _show_vlan(value: object) -> object:
+    return "none" if value == 0 else value
+
+
 def _show_order(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
@@ -173,7 +177,7 @@ DISK: Mapping[str, Field] = _table(
     _field("target", values.target, "its name in the guest's definition, such as vda"),
     _field("cache", values.choice("none", "writeback", "writethrough", "directsync", "unsafe"), "QEMU's cache mode"),
     _field("read-only", values.boolean, "whether the guest may only read it"),
-    _field("mode", values.choice(*MODES), "emulated or paravirtual: the bus comes of it"),
+    _field("mode", values.choice(*MODES), "emulated or paravirtual: the bus comes of it; or passthrough"),
     _field("iothread", values.boolean, "whether a thread of its own serves it"),
     *(
         _field(f"{way}{what}{burst}", read, f"{'burst of ' if burst else ''}{words}, {of}", show)
@@ -193,7 +197,7 @@ NIC: Mapping[str, Field] = _table(
     _field("user", values.boolean, "QEMU's own network, which needs nothing of the host"),
     _field("model", values.nic_model, "virtio, e1000e, rtl8139"),
     _field("mac", values.mac, "its MAC address"),
-    _field("mode", values.choice(*MODES), "emulated or paravirtual: the model comes of it"),
+    _field("mode", values.choice(*MODES), "emulated or paravirtual: the model comes of it; or passthrough"),
     _field("queues", values.whole("queues", 1, 256), "vCPUs that can use it at once"),
     *(
         _field(f"bandwidth.{way}{part}", read, f"{words} {what}", show)
@@ -205,6 +209,16 @@ NIC: Mapping[str, Field] = _table(
         )
         if (way, part) != ("out", "-peak")  # the kernel has none
     ),
+)
+
+PASSED: Mapping[str, Field] = _table(
+    _field("pci", values.pci_address, "address of a PCI device of the host"),
+    _field("vf-of", values.pci_address, "address of a card, of which a free virtual function is taken"),
+    _field("mdev", values.mdev, "UUID of a mediated device"),
+    _field("mac", values.mac, "MAC address of a network function"),
+    _field("vlan", values.vlan, "VLAN that a network function is in: 1 to 4094, or none", _show_vlan),
+    _field("spoof-check", values.boolean, "whether the card drops what comes from another MAC address"),
+    _field("trust", values.boolean, "whether the guest may change its MAC address and receive everything"),
 )
 
 CLOUD_INIT: Mapping[str, Field] = _table(
@@ -226,7 +240,7 @@ def attribute(key: str) -> str:
     return key.replace("-", "_").replace(".", "_")
 
 
-KEYS: Mapping[str, str] = {attribute(key): key for table in (DISK, NIC, CLOUD_INIT) for key in table}
+KEYS: Mapping[str, str] = {attribute(key): key for table in (DISK, NIC, PASSED, CLOUD_INIT) for key in table}
 """The inverse, for the entries of lists and the seed."""
 _GROUPS: Mapping[str, type[ConsoleSpec | VncSpec]] = {"console": ConsoleSpec, "vnc": VncSpec}
 """The sub-values that a spec may lack, with what stands in for them when one of their fields is said."""
@@ -285,7 +299,7 @@ def _unknown(key: str) -> str:
         return "a guest cannot be renamed"
     if key.partition(".")[0] in ("disks", "nics"):
         return "this is not a single value: write disks.vda.iops, or the list in the guest's file"
-    if key.partition(".")[0] == "cloud-init":
+    if key.partition(".")[0] in ("cloud-init", "passthrough"):
         return "this is not a single value: write it in the guest's file and apply that"
     return f"there is no such field; {nearest(key, [*FIELDS, LABEL.key])}"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -32,8 +32,9 @@ def load(sources: Sequence[tuple[str, bytes]], context: Context) -> GuestFile:
 
 
 def _check_across(readers: Sequence[FileReader]) -> None:
-    """Report the names and MAC addresses that two guests have in common."""
+    """Report the names, MAC addresses and devices of the host that two guests have in common."""
     names: dict[str, str] = {}
+    devices: dict[str, tuple[int, str]] = {}
     addresses: dict[str, tuple[int, str]] = {}
     every = ((reader.nodes, declared) for reader in readers for declared in reader.declared)
     for number, (nodes, declared) in enumerate(every):
@@ -43,11 +44,30 @@ def _check_across(readers: Sequence[FileReader]) -> None:
         if name in names:
             nodes.report(line, column, f"a guest named {name} is declared already, at {names[name]}")
         names.setdefault(name, here)
-        for index, nic in enumerate(declared.spec.nics or ()):
-            owner = addresses.setdefault(nic.mac or "", (number, f"{name} ({here})"))
-            if nic.mac is not None and owner[0] != number:
-                sentence = f"guest {name}: the MAC address {nic.mac} is that of guest {owner[1]} already"
-                nodes.report(*declared.place(f"nics.{index}.mac"), sentence)
+        for key, mac in _macs(declared.spec):
+            owner = addresses.setdefault(mac, (number, f"{name} ({here})"))
+            if owner[0] != number:
+                sentence = f"guest {name}: the MAC address {mac} is that of guest {owner[1]} already"
+                nodes.report(*declared.place(key), sentence)
+        for index, one in enumerate(declared.spec.passthrough or ()):
+            device = one.pci or one.mdev
+            # One of several guests that have a device can run, so several may be declared with it.
+            if device is None or declared.spec.state == "stopped":
+                continue
+            owner = devices.setdefault(device, (number, f"{name} ({here})"))
+            if owner[0] != number:
+                sentence = (
+                    f"guest {name}: the device {device} is that of guest {owner[1]} already, and only one of them can "
+                    "run: say state: stopped for the other"
+                )
+                nodes.report(*declared.place(f"passthrough.{index}"), sentence)
+
+
+def _macs(spec: GuestSpec) -> Iterator[tuple[str, str]]:
+    """The MAC addresses that a guest says, with the key of each."""
+    said = [(f"nics.{index}.mac", nic.mac) for index, nic in enumerate(spec.nics or ())]
+    said += [(f"passthrough.{index}.mac", one.mac) for index, one in enumerate(spec.passthrough or ())]
+    yield from ((key, mac) for key, mac in said if mac is not None)
 
 
 def _project(readers: Sequence[FileReader]) -> str | None:

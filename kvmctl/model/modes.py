@@ -13,8 +13,8 @@ _EMULATED_BUS: dict[str, Bus] = {"q35": "sata", "pc": "ide"}
 _EMULATED_NIC = {"q35": "e1000e", "pc": "e1000"}
 """Hardware that every system has a driver for, of the time of the machine."""
 _OF_HOST = (
-    "what is passed through is a PCI device of the host: leave it out here and write passthrough: [{pci: ADDRESS}] "
-    "beside disks and nics; kvmctl pci list shows the devices"
+    "what is passed through is a device of the host, not this one: give the guest that with kvmctl attach GUEST --pci "
+    "ADDRESS, or passthrough: [{pci: ADDRESS}] in its file; kvmctl pci list shows the devices"
 )
 
 

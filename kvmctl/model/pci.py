@@ -99,6 +99,29 @@ class PciDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class MdevType:
+    """One kind of mdev that a device can be divided into."""
+
+    name: str
+    title: str
+    """What its driver calls it for people; may be empty."""
+    interface: str
+    """What a guest sees it as: `vfio-pci`, or another."""
+    available: int | None
+    """How many more there can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mdev:
+    """One mediated device; `parent` is the device that it is a part of, by its name in the kernel."""
+
+    uuid: str
+    parent: str
+    type: str
+    group: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a device may be passed to a guest, and why not, or with which others."""
 

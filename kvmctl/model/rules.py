@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from kvmctl.model.modes import disk_bus, disk_mode, nic_mode, nic_model
-from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, PassedSpec
 from kvmctl.model.units import format_cores, format_size
 
 Fault = tuple[str, str]
@@ -16,7 +16,7 @@ def check(spec: GuestSpec, complete: bool = True) -> list[Fault]:
     A spec that is not `complete` says only what is to change on a guest: nothing is missing from it.
     """
     boot = _boot(spec, complete)
-    return [*_cpu(spec), *_memory(spec), *boot, *_disks(spec), *_nics(spec), *_cloud_init(spec)]
+    return [*_cpu(spec), *_memory(spec), *boot, *_disks(spec), *_nics(spec), *_passed(spec), *_cloud_init(spec)]
 
 
 def _cpu(spec: GuestSpec) -> Iterator[Fault]:
@@ -162,6 +162,35 @@ def _nic_ceilings(nic: NicSpec) -> Iterator[Fault]:
             yield f"bandwidth.{way}-peak", f"it is less than bandwidth.{way}, and a peak is more"
         if nic.user and average:
             yield f"bandwidth.{way}", "QEMU's own network has no limit: use a network or a bridge"
+
+
+def _passed(spec: GuestSpec) -> Iterator[Fault]:
+    named: dict[str, int] = {}
+    addresses = {nic.mac: "a nic" for nic in spec.nics or () if nic.mac}
+    for index, device in enumerate(spec.passthrough or ()):
+        key = f"passthrough.{index}"
+        for part, message in _passed_source(device):
+            yield f"{key}.{part}" if part else key, message
+        for part, name in (("pci", device.pci), ("mdev", device.mdev)):
+            if name is not None and named.setdefault(name, index) != index:
+                yield f"{key}.{part}", f"{name} is device {named[name] + 1} of the guest already"
+        cards = {other.vf_of for other in spec.passthrough or () if other is not device}
+        if device.pci is not None and device.pci in cards:
+            yield f"{key}.pci", "a card goes as a whole or function by function, not both"
+        if device.mac is not None and addresses.setdefault(device.mac, key) != key:
+            yield f"{key}.mac", f"the MAC address {device.mac} is that of another nic of the guest already"
+
+
+def _passed_source(device: PassedSpec) -> Iterator[Fault]:
+    if device.mdev is None and device.pci is None and device.vf_of is None:
+        yield "", "a device of the host needs pci (its address), vf-of (the card that has functions) or mdev (a UUID)"
+    elif device.mdev is not None:
+        for part, value in (("pci", device.pci), ("vf-of", device.vf_of), ("mac", device.mac), ("vlan", device.vlan),
+                            ("spoof-check", device.spoof_check), ("trust", device.trust)):  # fmt: skip
+            if value is not None:
+                yield part, "an mdev has none: leave it out"
+    elif device.pci is not None and device.pci == device.vf_of:
+        yield "vf-of", "a function is not the card that it is a function of: leave out pci, and a free one is taken"
 
 
 def _cloud_init(spec: GuestSpec) -> Iterator[Fault]:

@@ -151,6 +151,29 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedSpec:
+    """One device of the host that the guest has itself: a PCI function, or an mdev.
+
+    A file may say `vf_of` alone, for any virtual function of that card which is free; a definition always says which
+    one the guest has. One with a `mac` is a network function, whose address and VLAN libvirt sets.
+    """
+
+    pci: str | None = None
+    """The address as the kernel writes it."""
+    vf_of: str | None = None
+    """The address of the physical function that it is a virtual function of."""
+    mdev: str | None = None
+    """The UUID, in lower case."""
+    mac: str | None = None
+    vlan: int | None = None
+    """0 is none."""
+    spoof_check: bool | None = None
+    """Whether the card drops what the guest sends from another MAC address; where not said, as its driver has it."""
+    trust: bool | None = None
+    """Whether the guest may change its MAC address and receive everything; where not said, as its driver has it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloudInitSpec:
     """The NoCloud seed of a guest. Paths of key and data files are read when the seed is made."""
 
@@ -196,6 +219,7 @@ class GuestSpec:
     accelerator: Accelerator | None = None
     disks: tuple[DiskSpec, ...] | None = None
     nics: tuple[NicSpec, ...] | None = None
+    passthrough: tuple[PassedSpec, ...] | None = None
     cloud_init: CloudInitSpec | None = None
     console: ConsoleSpec | None = None
     vnc: VncSpec | None = None

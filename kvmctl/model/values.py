@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from kvmctl.model import names, units
 from kvmctl.model.cpuset import format_cpuset, parse_cpuset
+from kvmctl.model.errors import UsageError
+from kvmctl.model.pci import parse_address
 from kvmctl.model.spec import MAX_SHARES, UNLIMITED
 from kvmctl.model.wording import nearest, quoted
 
@@ -30,6 +32,7 @@ _BOOLEANS = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}", re.ASCII)
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _KEY = re.compile(r"(?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}(?: .*)?", re.ASCII)
@@ -291,6 +294,27 @@ def mac(text: str) -> str:
     if int(address[:2], 16) & 1 or address == "00:00:00:00:00:00":
         raise ValueError(f"{quoted(text)} is not the address of one interface: take one that begins with 52:54:00")
     return address
+
+
+def pci_address(text: str) -> str:
+    """Read a PCI address such as 01:00.0 into the kernel's spelling."""
+    try:
+        return parse_address(text)
+    except UsageError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+
+
+def mdev(text: str) -> str:
+    """Read the UUID of a mediated device into lower case."""
+    uuid = text.lower()
+    if not _UUID.fullmatch(uuid):
+        raise ValueError(f"{quoted(text)} is not a UUID: write it as in 4b20d080-1b54-4048-85b3-a6a62d165c01")
+    return uuid
+
+
+def vlan(text: str) -> int:
+    """Read the number of a VLAN; `none` is 0."""
+    return 0 if text == "none" else whole("VLANs (or none)", 1, 4094)(text)
 
 
 def ip_address(text: str) -> str:

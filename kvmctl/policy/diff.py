@@ -8,7 +8,10 @@ from dataclasses import replace
 
 from kvmctl.model import fields, throttle
 from kvmctl.model.change import Change, How
-from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.passed import describe as describe_passed
+from kvmctl.model.passed import label as label_passed
+from kvmctl.model.passed import match as match_passed
+from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, PassedSpec
 
 LIVE = frozenset({
     "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "cpu.emulator-pin", "memory.size",
@@ -132,8 +135,13 @@ def _devices(desired: GuestSpec, current: GuestSpec, live: GuestSpec | None) -> 
         nics = match_nics(desired.nics, current.nics or ())
         yield from _list(desired.name, "nics", nics, current.nics or (), None if live is None else live.nics or ())
 
+    if desired.passthrough is not None:
+        passed = match_passed(desired.passthrough, current.passthrough or ())
+        running = None if live is None else live.passthrough or ()
+        yield from _list(desired.name, "passthrough", passed, current.passthrough or (), running)
 
-Device = DiskSpec | NicSpec
+
+Device = DiskSpec | NicSpec | PassedSpec
 
 
 def match_disks(wanted: Sequence[DiskSpec], now: Sequence[DiskSpec]) -> list[tuple[DiskSpec, DiskSpec | None]]:
@@ -224,11 +232,12 @@ def _of_device(
         old, new, way = differences[name]
         reason = _NEXT_START if way == "restart" else ""
         key = fields.KEYS[name]
-        show = (fields.DISK if isinstance(wanted, DiskSpec) else fields.NIC)[key].show
+        show = _TABLES[type(wanted)][key].show
         shown = None if old is None else show(old)
         yield Change(guest, f"{prefix}.{key}", shown, show(new), "set", "live" if way == "live" else "restart", reason)
 
 
+_TABLES = {DiskSpec: fields.DISK, NicSpec: fields.NIC, PassedSpec: fields.PASSED}
 _OF_VOLUMES = frozenset({"volume", "pool", "size", "base"})
 """What a volume is made with; a disk in a definition has only the path that came of it."""
 
@@ -237,9 +246,13 @@ def _differences(wanted: Device, now: Device) -> Iterator[tuple[str, object, obj
     passed_over = _OF_VOLUMES | {"mode"} | ({"path"} if _is_volume(wanted, now) else set())
     for field in dataclass_fields(wanted):
         new, old = getattr(wanted, field.name), getattr(now, field.name)
-        if new is None or field.name in passed_over or new == old or (new is False and (old is None or _is_cdrom(now))):
+        if new is None or field.name in passed_over or new == old:
             continue
-        if not new and not old:  # no ceiling, no medium
+        # Of a card, what is not said is its driver's choice, which may be either.
+        chosen = field.name in ("spoof_check", "trust")
+        if new is False and (old is None or _is_cdrom(now)) and not chosen:
+            continue
+        if not new and not old and not chosen:  # no ceiling, no medium, no VLAN
             continue
         if field.name in (throttle.SECONDS, "queues") and new == (old or 1):
             continue
@@ -260,11 +273,15 @@ def _is_volume(wanted: Device, now: Device) -> bool:
 
 def label(device: Device, index: int) -> str:
     """How a report names a device: its target or MAC, else its place in the list."""
+    if isinstance(device, PassedSpec):
+        return label_passed(device)
     return (device.target if isinstance(device, DiskSpec) else device.mac) or str(index)
 
 
 def describe(device: Device) -> str:
     """A device in a few words, for a report."""
+    if isinstance(device, PassedSpec):
+        return describe_passed(device)
     if isinstance(device, DiskSpec):
         return device.path or (f"{device.pool or 'default'}/{device.volume}" if device.volume else "an empty drive")
     return f"network {device.network}" if device.network else f"bridge {device.bridge}" if device.bridge else "user"

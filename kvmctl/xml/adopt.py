@@ -314,7 +314,9 @@ def _removable(node: _Element, root: _Element) -> _Element:
 
 
 def _metadata(root: _Element, placed: Placed) -> None:
-    """Our own metadata tells where the seed is; others' is theirs."""
+    """Our own metadata tells where the seed is, and which cards another host had; others' is theirs."""
+    for card in root.findall(f"{PATH}/{{{NAMESPACE}}}passthrough"):
+        dom.remove(card)
     node = root.find(f"{PATH}/{{{NAMESPACE}}}cloud-init")
     if node is not None:
         dom.mark(node, "seed", placed.seed)

@@ -86,7 +86,7 @@ def _free_port(graphics: _Element) -> None:
 
 
 def _shared(root: _Element) -> Iterator[str]:
-    if root.find("devices/hostdev") is not None:
+    if any(root.find(f"devices/{one}") is not None for one in ("hostdev", "interface[@type='hostdev']")):
         yield "both have the same devices of the host, so only one of them can run"
     if root.find("devices/tpm") is not None:
         yield "it begins with an empty TPM: what was sealed by the original's cannot be opened"

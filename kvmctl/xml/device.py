@@ -5,9 +5,11 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from kvmctl.xml import passed
+
 
 def of(root: Element, name: str) -> Element | None:
-    """The disk of that target, or the nic of that MAC address."""
+    """The disk of that target, the nic of that MAC address, or the device of the host of that address or UUID."""
     for disk in root.iterfind("devices/disk"):
         target = disk.find("target")
         if target is not None and target.get("dev") == name:
@@ -16,6 +18,11 @@ def of(root: Element, name: str) -> Element | None:
         mac = nic.find("mac")
         if mac is not None and mac.get("address", "").lower() == name:
             return nic
+    for tag in passed.PLACES:
+        for device in root.iterfind(f"devices/{tag}"):
+            one = passed.device(device)
+            if one and name in (one.pci, one.mdev):
+                return device
     return None
 
 

@@ -27,7 +27,7 @@ _DEVICES = (
 )  # fmt: skip
 _OS = ("type", "firmware", "loader", "nvram", "kernel", "initrd", "cmdline", "boot")
 _DISK = ("driver", "source", "backingStore", "target", "iotune", "readonly")
-_NIC = ("mac", "source", "bandwidth", "target", "model", "driver")
+_NIC = ("mac", "source", "vlan", "bandwidth", "target", "model", "driver")
 _ORDERS: dict[str, tuple[str, ...]] = {
     "domain": _TOP,
     "devices": _DEVICES,

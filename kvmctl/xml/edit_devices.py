@@ -11,7 +11,7 @@ from lxml.etree import _Element
 from kvmctl.model import throttle
 from kvmctl.model.defaults import fill_nic
 from kvmctl.model.spec import ConsoleSpec, GuestSpec, NicSpec, VncSpec
-from kvmctl.xml import devices, dom, edit_disks
+from kvmctl.xml import devices, dom, edit_disks, passed
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.parse import BOOT_DEVICES, boot_order
 from kvmctl.xml.render import bandwidth
@@ -27,6 +27,9 @@ def edit(root: _Element, desired: GuestSpec, now: GuestSpec, said: Metadata) -> 
     said = edit_disks.edit(root, desired, now, said)
     if desired.nics is not None:
         _nics(root, desired.nics, now)
+    if desired.passthrough is not None and desired.passthrough != now.passthrough:
+        passed.edit(root, desired.passthrough, now.passthrough or ())
+        said = replace(said, passed=passed.to_remember(desired.passthrough, now.passthrough or ()))
     if desired.console is not None and desired.console != now.console:
         _console(root, desired.console)
     if desired.vnc is not None and desired.vnc != now.vnc:

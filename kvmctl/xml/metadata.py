@@ -5,6 +5,7 @@
       <kvmctl:memory reservation="512MiB" shares="high" swap="no"/>
       <kvmctl:boot iso="sda"/>
       <kvmctl:label key="role">web</kvmctl:label>
+      <kvmctl:passthrough pci="0000:07:02.0" vf-of="0000:07:00.0" trust="yes"/>
       <kvmctl:cloud-init hostname="web1" seed="/…/web1-seed.iso" digest="…">
         <kvmctl:ssh-key>/root/.ssh/id_ed25519.pub</kvmctl:ssh-key>
       </kvmctl:cloud-init>
@@ -15,14 +16,16 @@ What is absent has its default. What a newer kvmctl wrote is kept, and what cann
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from xml.etree.ElementTree import Element
 
-from kvmctl.model.spec import MAX_SHARES, CloudInitSpec, GuestSpec, Level, cpu_shares, memory_shares
+from kvmctl.model.pci import is_address
+from kvmctl.model.spec import MAX_SHARES, CloudInitSpec, GuestSpec, Level, PassedSpec, cpu_shares, memory_shares
 from kvmctl.model.units import format_size, parse_cores, parse_size
 from kvmctl.xml import resources, tree
+from kvmctl.xml.passed import to_remember
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
@@ -58,6 +61,8 @@ class Metadata:
     project: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     cloud_init: CloudInitSpec | None = None
+    passed: tuple[PassedSpec, ...] = ()
+    """What libvirt cannot say of devices of the host, by their addresses."""
     notes: tuple[str, ...] = ()
     """A sentence for each value that could not be read, and so counts as unsaid."""
 
@@ -84,6 +89,7 @@ def of(root: Element) -> Metadata:
         project=guest.get("project") or None,
         labels=_labels(guest),
         cloud_init=_cloud_init(guest),
+        passed=tuple(_passed(guest)),
         notes=tuple(reader.notes),
     )
 
@@ -146,6 +152,21 @@ def _cloud_init(guest: Element) -> CloudInitSpec | None:
     return CloudInitSpec(ssh_keys=keys, **cast("dict[str, Any]", texts))
 
 
+def _passed(guest: Element) -> Iterator[PassedSpec]:
+    """Each that can be read, and names an address; the cards of others, and words that are neither yes nor no, count
+    as unsaid."""
+    switches = {"yes": True, "no": False}
+    for element in guest.iterfind(_tag("passthrough")):
+        name, card = element.get("pci", ""), element.get("vf-of", "")
+        if is_address(name):
+            yield PassedSpec(
+                pci=name,
+                vf_of=card if is_address(card) else None,
+                spoof_check=switches.get(element.get("spoof-check", "")),
+                trust=switches.get(element.get("trust", "")),
+            )
+
+
 def promise(domain_xml: str, vcpus: int | None = None) -> Promise:
     """What a definition promises its guest, with levels of shares as numbers.
 
@@ -190,6 +211,7 @@ def of_spec(spec: GuestSpec, iso: str | None) -> Metadata:
         project=spec.project,
         labels=spec.labels or (),
         cloud_init=spec.cloud_init,
+        passed=to_remember(spec.passthrough or (), ()),
     )
 
 
@@ -251,6 +273,7 @@ def put(guest: _Element, said: Metadata) -> None:
     _set_child(guest, "boot", iso=said.iso)
     _put_labels(guest, said.labels)
     _put_cloud_init(guest, said.cloud_init)
+    _put_passed(guest, said.passed)
 
 
 def _text(shares: int | Level | None) -> str | None:
@@ -301,3 +324,14 @@ def _put_cloud_init(guest: _Element, spec: CloudInitSpec | None) -> None:
         key = child.makeelement(_tag("ssh-key"))
         key.text = text
         child.append(key)
+
+
+def _put_passed(guest: _Element, devices: Sequence[PassedSpec]) -> None:
+    for node in guest.findall(_tag("passthrough")):
+        guest.remove(node)
+    for device in devices:
+        node = guest.makeelement(_tag("passthrough"), {"pci": device.pci or ""})
+        _set(node, "vf-of", device.vf_of)
+        for name, value in (("spoof-check", device.spoof_check), ("trust", device.trust)):
+            _set(node, name, None if value is None else "yes" if value else "no")
+        guest.append(node)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from xml.etree.ElementTree import Element
 
 from kvmctl.model.spec import ACCELERATORS, BootSpec, DiskSpec, GuestSpec, IoSpec, NicSpec
-from kvmctl.xml import devices, metadata, resources, tree
+from kvmctl.xml import devices, metadata, passed, resources, tree
 from kvmctl.xml.metadata import Metadata
 from kvmctl.xml.unexpressed import unexpressed
 
@@ -54,6 +54,7 @@ def spec_of(root: Element, said: Metadata) -> GuestSpec:
         nics=tuple(
             nic for element in root.iterfind("devices/interface") if isinstance(nic := devices.nic(element), NicSpec)
         ),
+        passthrough=passed.devices(root, said.passed),
         cloud_init=said.cloud_init,
         console=devices.console(root),
         vnc=devices.vnc(root),

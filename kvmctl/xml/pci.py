@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmctl.model.errors import UsageError
-from kvmctl.model.pci import parse_address
+from kvmctl.xml.passed import address
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -19,15 +18,13 @@ def pci_devices(root: Element) -> dict[str, bool]:
     found = {}
     for tag, kind, holder in _PLACES:
         for device in root.iterfind(f"devices/{tag}[@type='{kind}']"):
-            place, address = device.find(holder), device.find("source/address")
-            if address is not None and (name := _address(address)):
+            place = device.find(holder)
+            if name := address(device.find("source/address")):
                 found[name] = place is not None and place.get("managed") == "yes"
     return found
 
 
-def _address(element: Element) -> str:
-    part = {key: element.get(key, "0").removeprefix("0x") for key in ("domain", "bus", "slot", "function")}
-    try:
-        return parse_address(f"{part['domain']}:{part['bus']}:{part['slot']}.{part['function']}")
-    except UsageError:
-        return ""
+def mdevs(root: Element) -> tuple[str, ...]:
+    """The UUIDs of its mediated devices."""
+    found = root.iterfind("devices/hostdev[@type='mdev']/source/address")
+    return tuple(uuid.lower() for place in found if (uuid := place.get("uuid", "")))

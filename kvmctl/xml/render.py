@@ -11,6 +11,7 @@ from kvmctl.model.defaults import drives
 from kvmctl.model.platform import CPU_MODES, Platform, machine_family
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, cpu_shares
 from kvmctl.xml import metadata
+from kvmctl.xml.passed import rendered
 from kvmctl.xml.resources import PERIOD, clamp_shares, quota
 from kvmctl.xml.text import check_texts
 
@@ -48,8 +49,9 @@ class Volume(Protocol):
 def render(spec: GuestSpec, platform: Platform) -> str:
     """The domain XML of a new guest.
 
-    `spec` is filled (`kvmctl.model.defaults.fill`), and each of its disks has a path, or a volume that libvirt
-    looks up when the guest starts. Raises UsageError where the spec holds what XML or the kernel cannot take.
+    `spec` is filled (`kvmctl.model.defaults.fill`), each of its disks has a path, or a volume that libvirt
+    looks up when the guest starts, and each device of the host its address or UUID. Raises UsageError where the spec
+    holds what XML or the kernel cannot take.
     """
     from markupsafe import Markup
 
@@ -62,6 +64,7 @@ def render(spec: GuestSpec, platform: Platform) -> str:
         platform=platform,
         disks=[(disk, iotune(disk)) for disk in found.all],
         nics=[(nic, bandwidth(nic)) for nic in spec.nics or ()],
+        passed=[tuple(rendered(device).values()) for device in spec.passthrough or ()],
         iothreads=any(disk.iothread for disk in found.all),
         scsi=any(disk.bus == "scsi" for disk in found.all),
         root_ports=_root_ports(spec, found.all) if machine_family(spec.boot.machine) == "q35" else 0,
@@ -80,7 +83,8 @@ def _root_ports(spec: GuestSpec, disks: tuple[DiskSpec, ...]) -> int:
     conventional = [nic for nic in nics if _is_conventional(nic)]
     controllers = (any(disk.bus == "scsi" for disk in disks), spec.agent, spec.rng, conventional, "balloon")
     virtio = sum(disk.bus == "virtio" for disk in disks)
-    return virtio + len(nics) - len(conventional) + sum(map(bool, controllers)) + SPARE_ROOT_PORTS
+    passed = len(spec.passthrough or ())
+    return virtio + len(nics) - len(conventional) + passed + sum(map(bool, controllers)) + SPARE_ROOT_PORTS
 
 
 def _is_conventional(nic: NicSpec) -> bool:

@@ -29,7 +29,7 @@ def facts(definition: str, live: str | None, name: str, uuid: str, state: str) -
         disks=disks,
         skipped=tuple(target for target in targets if target not in kept),
         flash=flash or root.find("os[@firmware='efi']") is not None,
-        passthrough=root.find("devices/hostdev") is not None,
+        passthrough=any(root.find(f"devices/{one}") is not None for one in ("hostdev", "interface[@type='hostdev']")),
         agent=any(one.get("name") == AGENT and one.get("state") == "connected" for one in channels),
     )
 

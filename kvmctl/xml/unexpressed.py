@@ -11,7 +11,7 @@ from itertools import chain
 from xml.etree.ElementTree import Element
 
 from kvmctl.model import throttle
-from kvmctl.xml import devices
+from kvmctl.xml import devices, passed
 
 Known = frozenset[str]
 """What needs no mention, as paths below an element: `target` an element, `driver@type` an attribute,
@@ -60,6 +60,11 @@ _NIC = _known(
     "target", "target@dev", "driver", "driver@queues", "bandwidth",
     *(path for way, name, _ in throttle.NIC.values() for path in (f"bandwidth/{way}", f"bandwidth/{way}@{name}")),
 )  # fmt: skip
+_PASSED = _known(
+    "@mode=subsystem", "@type", "@managed=yes", "driver", "driver@name=vfio", "source", "source/address*",
+)  # fmt: skip
+_MDEV = _known("@mode=subsystem", "@type", "@managed=no", "@model", "@display=off", "source", "source/address*")
+_FUNCTION = _PASSED | _known("mac", "mac@address", "vlan", "vlan/tag", "vlan/tag@id")
 _CONSOLE = _known("@type", "@tty", "source*", "target*", "log", "log@file", "log@append=on", "protocol*")
 _CHANNEL = _known("@type=unix", "source*", "target", "target@type", "target@name", "target@state")
 _GRAPHICS = _known(
@@ -191,6 +196,8 @@ def _disk(device: Element) -> list[str]:
 
 
 def _nic(device: Element) -> list[str]:
+    if function := passed.device(device):
+        return _line(f"device {function.pci}", _strangers(device, _FUNCTION))
     spec = devices.nic(device)
     what = f"nic {_of(device, 'mac', 'address')}".rstrip()
     return [f"{what}: {spec}"] if isinstance(spec, str) else _line(what, _strangers(device, _NIC))
@@ -216,6 +223,8 @@ def _controller(device: Element) -> list[str]:
 
 
 def _hostdev(device: Element) -> list[str]:
+    if one := passed.device(device):
+        return _line(f"device {one.pci or one.mdev}", _strangers(device, _MDEV if one.mdev else _PASSED))
     source = device.find("source")
     what = "" if source is None else _host_device(source)
     return [" ".join(filter(None, ("hostdev", device.get("type"), what)))]

@@ -12,6 +12,7 @@ from kvmctl.model.spec import (
     GuestSpec,
     MemorySpec,
     NicSpec,
+    PassedSpec,
     VncSpec,
 )
 from kvmctl.model.units import GIB, MIB
@@ -91,6 +92,17 @@ SPECS: dict[str, GuestSpec] = {
                 NicSpec(network="default", mode="emulated"),
                 NicSpec(network="default", mode="paravirtual"),
                 NicSpec(network="default", queues=2),
+            ),
+        ),
+        GuestSpec(
+            "passed",
+            nics=(NicSpec(network="default"),),
+            passthrough=(
+                PassedSpec(pci="0000:03:00.0"),
+                PassedSpec(mdev="4b20d080-1b54-4048-85b3-a6a62d165c01"),
+                PassedSpec(pci="0000:07:10.1", vf_of="0000:07:00.0", mac="52:54:00:00:07:01", vlan=12, trust=True),
+                PassedSpec(pci="0000:07:10.3", vf_of="0000:07:00.0", mac="52:54:00:00:07:02", spoof_check=False),
+                PassedSpec(pci="0000:08:00.1", vf_of="0000:08:00.0"),
             ),
         ),
         GuestSpec(

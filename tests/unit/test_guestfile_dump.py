@@ -151,8 +151,10 @@ def test_no_guests_are_written_as_such() -> None:
 @settings(max_examples=80)
 def test_what_is_dumped_is_loaded_back(specs: list[GuestSpec], project: str | None) -> None:
     seen: set[str] = set()
-    for spec in specs:  # a MAC address belongs to one guest
+    for spec in specs:  # a MAC address, or a device of the host, belongs to one guest
+        passed = spec.passthrough or ()
         found = {nic.mac for nic in spec.nics or () if nic.mac}
+        found |= {name for one in passed for name in (one.pci, one.mdev, one.mac) if name}
         if seen & found:
             return
         seen |= found

@@ -46,6 +46,10 @@ def test_a_guest_with_everything() -> None:
         NicSpec(bridge="br0", model="virtio", mac="52:54:00:00:00:02", queues=2, bandwidth_in=1_000_000),
         NicSpec(network="default", model="e1000", mac="52:54:00:00:00:04"),
     )
+    assert [(one.pci, one.mac) for one in spec.passthrough or ()] == [
+        ("0000:01:00.0", None),
+        ("0000:03:10.1", "52:54:00:00:00:03"),
+    ]
     assert spec.vnc == VncSpec(listen="0.0.0.0", port=5907)
     assert (spec.console, spec.agent, spec.rng) == (ConsoleSpec(enabled=False), False, False)
     assert spec.description == "first line\n  second & last"
@@ -63,8 +67,6 @@ def test_what_it_cannot_say_is_named() -> None:
         "disk sdc: lun",
         "disk vdc: format vmdk",
         "nic 52:54:00:00:00:01: direct eth0",
-        "nic 52:54:00:00:00:03: hostdev",
-        "hostdev pci 0000:01:00.0",
         "hostdev usb 1234:beef",
         "filesystem /srv/share as share",
         "serial tcp",
