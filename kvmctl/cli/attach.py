@@ -34,6 +34,9 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show the change, make n
 @click.option("--nic", metavar="NETWORK", help="A nic on a libvirt network.")
 @click.option("--bridge", metavar="BRIDGE", help="A nic on a bridge of the host.")
 @click.option("--user-nic", is_flag=True, help="A nic on QEMU's own network.")
+@click.option("--pci", metavar="ADDRESS", help="A PCI device of the host.")
+@click.option("--vf-of", metavar="PF", help="A free virtual function of this card.")
+@click.option("--mdev", metavar="UUID", help="A mediated device of the host.")
 @click.option("--iso", metavar="PATH", help="An ISO image, into a CD-ROM drive; what was in it comes out.")
 @click.option("--target", metavar="DRIVE", help="With --iso: which drive, such as sda.")
 @click.option("--force", is_flag=True, help="With --iso: even from a drive that the guest has locked.")
@@ -47,26 +50,32 @@ def attach(
     nic: str | None,
     bridge: str | None,
     user_nic: bool,
+    pci: str | None,
+    vf_of: str | None,
+    mdev: str | None,
     iso: str | None,
     target: str | None,
     force: bool,
     dry_run: bool,
 ) -> int:
-    """Give a guest a disk, a nic or another medium: at once where it runs, and for good.
+    """Give a guest a disk, a nic, a device of the host or another medium: at once where it runs, and for good.
 
-    The fields are those of an entry of disks or nics in a guest file.
+    The fields are those of an entry of disks, nics or passthrough in a guest file.
 
     \b
     Example:
       kvmctl attach web1 --disk data.qcow2 size=10GiB iops=500
       kvmctl attach web1 --nic default mode=emulated bandwidth.in=100Mbit
+      kvmctl attach web1 --vf-of 01:00.0 vlan=12
       kvmctl attach web1 --iso /var/lib/libvirt/images/tools.iso
     """
     from kvmctl.control import attach as control
-    from kvmctl.model.fields import DISK, NIC
-    from kvmctl.model.spec import DiskSpec, NicSpec
+    from kvmctl.model.fields import DISK, NIC, PASSED
+    from kvmctl.model.spec import DiskSpec, NicSpec, PassedSpec
 
-    said = {"--disk": disk, "--nic": nic, "--bridge": bridge, "--user-nic": user_nic or None, "--iso": iso}
+    passed = {"--pci": pci, "--vf-of": vf_of, "--mdev": mdev}
+    links = {"--nic": ("network", nic), "--bridge": ("bridge", bridge), "--user-nic": ("user", user_nic or None)}
+    said = {"--disk": disk, **{key: link for key, (_, link) in links.items()}, **passed, "--iso": iso}
     (what,) = _one([key for key, value in said.items() if value is not None])
     if what != "--iso" and (target is not None or force):
         raise UsageError("--target and --force are about the drive of --iso", "write target=vdb for a disk's name")
@@ -81,8 +90,12 @@ def attach(
             if set(path) != {"path"}:
                 raise UsageError("a medium has no fields", "leave out FIELD=VALUE, or say --target for the drive")
             return control.with_medium(hypervisor, name, path["path"], target)
-        link = {"--nic": ("network", nic), "--bridge": ("bridge", bridge), "--user-nic": ("user", "true")}[what]
-        return control.with_nic(hypervisor, name, NicSpec(**_entry(NIC, {link[0]: str(link[1])}, assignments)))
+        if what in passed:
+            entry = _entry(PASSED, {what.removeprefix("--"): str(passed[what])}, assignments)
+            return control.with_passed(hypervisor, name, PassedSpec(**entry))
+        key, value = links[what]
+        link = {key: "true" if value is True else str(value)}
+        return control.with_nic(hypervisor, name, NicSpec(**_entry(NIC, link, assignments)))
 
     return _run(app, hypervisor, wish, None, 0.0, force, dry_run)
 
@@ -90,7 +103,8 @@ def attach(
 def _one(said: Sequence[str]) -> Sequence[str]:
     if len(said) != 1:
         raise UsageError(
-            "say one thing to attach: --disk, --nic, --bridge, --user-nic or --iso", "kvmctl attach --help shows how"
+            "say one thing to attach: --disk, --nic, --bridge, --user-nic, --pci, --vf-of, --mdev or --iso",
+            "kvmctl attach --help shows how",
         )
     return said
 
@@ -134,22 +148,33 @@ def _pair(text: str) -> tuple[str, str]:
 @_dry_run
 @pass_app
 def detach(app: App, name: str, target: str, timeout: float, force: bool, dry_run: bool) -> int:
-    """Take a disk or nic from a guest, or the medium from its CD-ROM drive. No image is ever deleted.
+    """Take a disk, nic or device of the host from a guest, or the medium from its CD-ROM drive. No image is deleted.
 
-    TARGET is a disk's or drive's name such as vdb, or a nic's MAC address. A running guest is asked to let go, and
-    only then its definition is changed; one that does not is exit 7, and keeps the device.
+    TARGET is a disk's or drive's name such as vdb, a nic's MAC address, or the address or UUID of a device of the host.
+    A running guest is asked to let go, and only then its definition is changed; one that does not is exit 7, and keeps
+    the device.
 
     \b
     Example:
       kvmctl detach web1 vdb
       kvmctl detach web1 52:54:00:12:34:56
-      kvmctl detach web1 sda
+      kvmctl detach web1 01:00.0
     """
     from kvmctl.control import attach as control
 
     hypervisor = app.hypervisor()
-    target = target.lower() if ":" in target else target
+    target = _called(target)
     return _run(app, hypervisor, lambda: control.without(hypervisor, name, target), target, timeout, force, dry_run)
+
+
+def _called(target: str) -> str:
+    """A MAC address, UUID or PCI address as a definition has it."""
+    from kvmctl.model.pci import parse_address
+
+    try:
+        return parse_address(target)
+    except UsageError:
+        return target.lower() if ":" in target or "-" in target else target
 
 
 def _run(

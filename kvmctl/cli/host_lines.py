@@ -71,7 +71,13 @@ def _virtualization(found: Document) -> Iterator[str]:
     )
     yield _line("  runs on", found["guest_of"] or "bare metal")
     groups = found["iommu_groups"]
-    passthrough = f"{groups} IOMMU groups" if groups else "no IOMMU, so no passthrough"
+    passthrough = f"{groups} IOMMU groups" if groups else "no IOMMU"
+    if found["interrupts_unsafe"]:
+        passthrough += ", interrupts not remapped"
+    if found["mdev_parents"]:
+        passthrough += f", mdevs of {', '.join(found['mdev_parents'])}"
+    if "passthrough" not in found["io"]:
+        passthrough += ", so no passthrough"
     yield _line("  I/O", ", ".join(found["io"]), passthrough)
 
 

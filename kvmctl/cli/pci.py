@@ -76,7 +76,8 @@ def pci() -> None:
 def list_(app: App, group: int | None, class_: str | None) -> None:
     """List every PCI device: who uses it, and whether it can be passed to a guest.
 
-    PASS is yes, group (only together with the others of its IOMMU group) or no. -v says why not.
+    PASS is yes, group (only together with the others of its IOMMU group) or no. -v says why not, and which mdevs
+    (parts of a card for guests) there are and can be.
 
     \b
     Example:
@@ -101,6 +102,8 @@ def list_(app: App, group: int | None, class_: str | None) -> None:
     for row in rows if app.verbose else ():
         if row["reason"]:
             note(app, f"{row['name']}: {row['reason']}")
+    for text in control.mdev_sentences(machine) if app.verbose else ():
+        note(app, text)
 
 
 def _hypervisor(app: App) -> Hypervisor | None:
@@ -127,6 +130,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["companions"] and not used:
         used = [f"with {row['companions'][0]}", *row["companions"][1:]]
     about = _about(row)
+    if row["mdev_types"]:
+        about = f"{len(row['mdevs'])} mdevs, {about}"
     if row["vfs_total"]:
         about = f"{len(row['vfs'])} of {row['vfs_total']} VFs, {about}"
     return {**row, "used": _cut(_fitting(used), _WIDEST_USED) or None, "about": _cut(about, _WIDEST_ABOUT)}

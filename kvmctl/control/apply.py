@@ -10,6 +10,7 @@ from typing import Any
 from kvmctl.control import devices, starts
 from kvmctl.control.begin import begin
 from kvmctl.control.parallel import each
+from kvmctl.control.passed import settle
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.resolve import INTENT, VolumePlan
 from kvmctl.control.verify import verify
@@ -66,6 +67,7 @@ def run(
     with suppress(UnreachableError):  # then reading back says it, guest by guest
         renew(hypervisor)
         unfinished(hypervisor, journal)
+        settle(hypervisor, journal)
     pairs = list(zip(plans, acted, strict=True))
     results = each(lambda pair: _result(hypervisor, *pair), pairs)
     return [

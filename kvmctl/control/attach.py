@@ -15,8 +15,9 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.defaults import bus_of, free_target
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, TimedOutError, UsageError
+from kvmctl.model.passed import label
 from kvmctl.model.rules import check
-from kvmctl.model.spec import EJECTED, BootSpec, DiskSpec, GuestSpec, NicSpec
+from kvmctl.model.spec import EJECTED, BootSpec, DiskSpec, GuestSpec, NicSpec, PassedSpec
 from kvmctl.model.wording import argument
 from kvmctl.policy.diff import describe, is_pluggable
 from kvmctl.xml import device, metadata, tree
@@ -71,6 +72,17 @@ def with_nic(hypervisor: Hypervisor, name: str, nic: NicSpec) -> GuestSpec:
     return _checked(GuestSpec(name, boot=BootSpec(machine=guest.stored.boot.machine), nics=(nic,)), guest)
 
 
+def with_passed(hypervisor: Hypervisor, name: str, device: PassedSpec) -> GuestSpec:
+    """The wish that the guest has this device of the host as well. Raises UsageError, ConflictError for one that it
+    has."""
+    guest = _look(hypervisor, name)
+    has = guest.stored.passthrough or ()
+    for one in has:
+        if (device.pci and device.pci == one.pci) or (device.mdev and device.mdev == one.mdev):
+            raise ConflictError(f"guest {name} has {label(one)} already", "kvmctl show lists its devices")
+    return _checked(GuestSpec(name, nics=guest.stored.nics, passthrough=(device,)), guest)
+
+
 def _checked(wanted: GuestSpec, guest: _Guest) -> GuestSpec:
     """The wish, with what the guest has besides; the machine was there for its rules only."""
     if faults := [f"{key.partition('.0.')[2] or key}: {text}" for key, text in check(wanted, complete=False)]:
@@ -83,6 +95,9 @@ def _checked(wanted: GuestSpec, guest: _Guest) -> GuestSpec:
             for disk in disks
         )
         disks = (*(guest.stored.disks or ()), *named)
+    if wanted.passthrough is not None:
+        # Each that it has by its address, so that another function of a card is not taken for one of them.
+        return GuestSpec(wanted.name, passthrough=(*(guest.stored.passthrough or ()), *wanted.passthrough))
     nics = None if wanted.nics is None else (*(guest.stored.nics or ()), *wanted.nics)
     return GuestSpec(wanted.name, disks=disks, nics=nics)
 
@@ -134,6 +149,9 @@ def without(hypervisor: Hypervisor, name: str, target: str) -> GuestSpec:
         return GuestSpec(name, disks=tuple(disk for disk in disks if disk.target != target))
     if any(nic.mac == target for nic in nics):
         return GuestSpec(name, nics=tuple(nic for nic in nics if nic.mac != target))
+    passed = guest.stored.passthrough or ()
+    if any(target in _names(one) for one in passed):
+        return GuestSpec(name, passthrough=tuple(one for one in passed if target not in _names(one)))
     if _runs_with(guest.domain, target):
         return GuestSpec(name)
     if device.of(tree.read(domains.definition(guest.domain)), target) is not None:
@@ -142,10 +160,18 @@ def without(hypervisor: Hypervisor, name: str, target: str) -> GuestSpec:
             f"virsh detach-disk or detach-interface takes it away; kvmctl xml {argument(name)} shows it",
         )
     known = [disk.target or "" for disk in disks] + [nic.mac or "" for nic in nics] + list(guest.drives)
+    known += [label(one) for one in passed]
     raise NotFoundError(
         f"guest {name} has no {target} (it has: {', '.join(dict.fromkeys(known)) or 'no disks or nics'})",
-        "name a disk by its target such as vdb, a nic by its MAC address",
+        "name a disk by its target such as vdb, a nic by its MAC address, a device of the host by its address or UUID",
     )
+
+
+def _names(entry: DiskSpec | NicSpec | PassedSpec) -> tuple[str | None, ...]:
+    """What a device may be called."""
+    if isinstance(entry, PassedSpec):
+        return entry.pci, entry.mdev, entry.mac
+    return (entry.target,) if isinstance(entry, DiskSpec) else (entry.mac,)
 
 
 def _runs(domain: Any) -> bool:
@@ -181,8 +207,8 @@ def plan_without(planner: Planner, wanted: GuestSpec, target: str) -> GuestPlan:
     )
     if not changes and _runs_with(plan.domain, target):
         entries = _entries(plan.live)
-        found = next(entry for entry in entries if target in (getattr(entry, "target", ""), getattr(entry, "mac", "")))
-        group = "disks" if isinstance(found, DiskSpec) else "nics"
+        found = next(entry for entry in entries if target in _names(entry))
+        group = "disks" if isinstance(found, DiskSpec) else "nics" if isinstance(found, NicSpec) else "passthrough"
         changes = (Change(plan.name, f"{group}.{target}", describe(found), None, "remove"),)
     plan = replace(plan, changes=changes)
     if domains.state(plan.domain) == "paused" and any(_runs_with(plan.domain, name) for name in unplugged(plan)):
@@ -199,15 +225,11 @@ def _unplugs(plan: GuestPlan, change: Change) -> bool:
     name = change.field.partition(".")[2]
     if not _runs_with(plan.domain, name):
         return True  # it waited for the next start, so there is nothing to let go of
-    return any(
-        is_pluggable(one)
-        for one in _entries(plan.live)
-        if name in (getattr(one, "target", ""), getattr(one, "mac", ""))
-    )
+    return any(is_pluggable(one) for one in _entries(plan.live) if name in _names(one))
 
 
-def _entries(spec: GuestSpec | None) -> tuple[DiskSpec | NicSpec, ...]:
-    return () if spec is None else (*(spec.disks or ()), *(spec.nics or ()))
+def _entries(spec: GuestSpec | None) -> tuple[DiskSpec | NicSpec | PassedSpec, ...]:
+    return () if spec is None else (*(spec.disks or ()), *(spec.nics or ()), *(spec.passthrough or ()))
 
 
 def unplugged(plan: GuestPlan) -> list[str]:

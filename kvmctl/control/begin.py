@@ -21,10 +21,17 @@ def begin(domain: Any, paused: bool = False) -> None:
     half: a guest touches nearly all of its memory while it boots. The tick gives it more as soon as it needs more, so
     that is not done where no tick has come of late.
 
-    Raises KvmctlError.
+    Raises KvmctlError, also where the host cannot give the guest a device that its definition names.
     """
     target = _first_target(domain)
-    domains.start(domain, paused)
+    definition = domains.definition(domain)
+    if "hostdev" in definition:
+        from kvmctl.control.passed import lending
+
+        with lending(Hypervisor(domain.connect()), domain.name(), definition):
+            domains.start(domain, paused)
+    else:
+        domains.start(domain, paused)
     if target is not None:
         # It runs: that it has more than it was to have harms the host only a little.
         with suppress(KvmctlError):

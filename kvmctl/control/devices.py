@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from kvmctl.control.plan import GuestPlan
 from kvmctl.control.wait import until
@@ -14,6 +15,7 @@ from kvmctl.model import throttle
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import KvmctlError, NotFoundError
 from kvmctl.model.fields import DISK, NIC, attribute
+from kvmctl.model.passed import label
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec
 from kvmctl.policy.diff import match_disks, match_nics
 from kvmctl.xml import device, metadata, tree
@@ -23,6 +25,7 @@ NEAR = 0.01
 """By how much the kernel's rate may differ from ours: tc keeps the time that a packet takes in whole ticks."""
 PLUGGED_WAIT = 5.0
 """Seconds for a device that libvirt has accepted to stand in the running definition."""
+_LISTS = ("disks", "nics", "passthrough")
 Setter = Callable[[Any, GuestPlan], None]
 
 
@@ -30,6 +33,9 @@ def parts(field: str) -> tuple[str, str, str]:
     """The list, the device's name and the attribute that a Change's field such as `disks.vda.iops` is of."""
     group, _, rest = field.partition(".")
     name, _, key = rest.partition(".")
+    if group == "passthrough" and ":" in name:  # an address has a dot of its own
+        function, _, key = key.partition(".")
+        name = f"{name}.{function}"
     return group, name, attribute(key)
 
 
@@ -38,7 +44,7 @@ def setter(change: Change) -> Setter | None:
     group, name, what = parts(change.field)
     if change.field == "boot.iso":
         return lambda domain, plan: _set_iso(domain, plan, change)
-    if group not in ("disks", "nics"):
+    if group not in _LISTS:
         return None
     if change.action == "add":
         return lambda domain, plan: _plug(domain, plan, change)
@@ -86,12 +92,15 @@ def _set_medium(domain: Any, target: str, path: str, force: bool) -> None:
 def added(plan: GuestPlan, stored: GuestSpec, change: Change) -> str | None:
     """The target or MAC address that a device which the plan adds has in the definition by now."""
     assert plan.current is not None
-    group, _, _ = parts(change.field)
+    group, name, _ = parts(change.field)
+    if group == "passthrough":
+        before = {label(one) for one in plan.current.passthrough or ()}
+        return name if name not in before and name in map(label, stored.passthrough or ()) else None
     if group == "disks":
-        before = {disk.target for disk in plan.current.disks or ()}
+        targets = {disk.target for disk in plan.current.disks or ()}
         wanted = _wanted(plan, change)
         now = next((now for _, now in match_disks((wanted,), stored.disks or ())), None)  # type: ignore[arg-type]
-        return now.target if now and now.target not in before else None
+        return now.target if now and now.target not in targets else None
     known = {nic.mac for nic in plan.current.nics or ()}
     wanted = _wanted(plan, change)
     fresh = [nic for nic in stored.nics or () if nic.mac not in known]
@@ -102,11 +111,11 @@ def added(plan: GuestPlan, stored: GuestSpec, change: Change) -> str | None:
 
 
 def _wanted(plan: GuestPlan, change: Change) -> DiskSpec | NicSpec:
-    from kvmctl.policy.diff import label
+    from kvmctl.policy.diff import label as name_of
 
     group, name, _ = parts(change.field)
     entries: tuple[DiskSpec | NicSpec, ...] = (plan.desired.disks if group == "disks" else plan.desired.nics) or ()
-    return next(entry for index, entry in enumerate(entries) if label(entry, index) == name)
+    return next(entry for index, entry in enumerate(entries) if name_of(entry, index) == name)
 
 
 def _plug(domain: Any, plan: GuestPlan, change: Change) -> None:
@@ -116,16 +125,29 @@ def _plug(domain: Any, plan: GuestPlan, change: Change) -> None:
     found = device.of(tree.read(text), name) if name else None
     if found is None:
         raise KvmctlError(f"guest {plan.name} has no such device in its definition", "kvmctl show tells what it has")
+    if parts(change.field)[0] == "passthrough":
+        _pass(domain, plan, text, name or "", found)
+        return
     try:
         devices.attach(domain, device.text(found))
     except KvmctlError:
         devices.attach(domain, device.text(found, placed=False))
 
 
+def _pass(domain: Any, plan: GuestPlan, definition: str, name: str, found: Element) -> None:
+    """Give the running guest a device of the host; one that it has still, since it was only taken from its definition,
+    stays."""
+    from kvmctl.control.passed import lending
+
+    if device.of(tree.read(domains.live_definition(domain)), name) is None:
+        with lending(Hypervisor(domain.connect()), plan.name, definition, name):
+            devices.attach(domain, device.text(found, placed=False))
+
+
 def is_read_back(change: Change) -> bool:
     """Whether QEMU and the kernel are asked what became of this change."""
     group, _, what = parts(change.field)
-    if group not in ("disks", "nics") or change.how != "live":
+    if group not in _LISTS or change.how != "live":
         return False
     return change.action in ("add", "remove") or what in throttle.FIELDS
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from kvmctl import __version__
 from kvmctl.control import hostpolicy
 from kvmctl.control.clock import clock_of
-from kvmctl.host import accelerator, cgroup, cpu, ksm, memory, virtualization
+from kvmctl.host import accelerator, cgroup, cpu, ksm, mdev, memory, pci, virtualization
 from kvmctl.hypervisor import domains, host
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import NotFoundError
@@ -67,6 +67,7 @@ def _virtualization() -> dict[str, Any]:
     verdict = accelerator.remembered()
     kind, why = virtualization.kind(found, verdict.name == "kvm" if verdict else None)
     modes = ["emulated", "paravirtual"]
+    unsafe, parents = bool(found.iommu_groups) and pci.interrupts_unsafe(), mdev.parents()
     return {
         "kind": kind,
         "why": why,
@@ -77,7 +78,10 @@ def _virtualization() -> dict[str, Any]:
         "nested": found.nested,
         "second_level_paging": found.second_level_paging,
         "guest_of": found.guest_of,
-        "io": [*modes, "passthrough"] if found.iommu_groups else modes,
+        # An mdev is kept apart by its driver, without an IOMMU of its own.
+        "io": [*modes, "passthrough"] if (found.iommu_groups and not unsafe) or parents else modes,
+        "interrupts_unsafe": unsafe,
+        "mdev_parents": sorted(parents),
         "iommu_groups": found.iommu_groups,
         "iommus": list(found.iommus),
     }

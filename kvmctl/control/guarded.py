@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from kvmctl.control import starts
 from kvmctl.control.weights import renew
+from kvmctl.host import pci_vf
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor.connection import Hypervisor
@@ -22,7 +23,13 @@ def guarded(hypervisor: Hypervisor, warn: Callable[[str], None]) -> Iterator[Non
     a start that is made up for, or of a guest that is gone, is owed no more."""
     with lock(hypervisor.uri, LOCK_WAIT):
         yield
-        starts.settle(hypervisor, Journal())
+        journal = Journal()
+        starts.settle(hypervisor, journal)
+        if journal.entries(pci_vf.KIND):
+            from kvmctl.control.passed import settle
+
+            for sentence in settle(hypervisor, journal):
+                warn(sentence)
         try:
             outcomes = renew(hypervisor)
         except UsageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,21 @@ def modes_of(parsed: Parsed) -> list[dict[str, Any]]:
         {"device": "nic", "name": nic.mac, "mode": nic_mode(nic.model), "model": nic.model}
         for nic in parsed.spec.nics or ()
     ]
-    passed = sorted(pci_devices(parsed.root), key=order)
-    return found + [{"device": "pci", "name": address, "mode": "passthrough", "model": "vfio"} for address in passed]
+    return found + [one | {"mode": "passthrough"} for one in _passed(parsed)]
+
+
+def _passed(parsed: Parsed) -> Iterator[dict[str, Any]]:
+    """The host's devices, also those that a guest file cannot say."""
+    others = set(pci_devices(parsed.root))
+    for one in parsed.spec.passthrough or ():
+        others.discard(one.pci or "")
+        card = f", of {one.vf_of}" if one.vf_of else ""
+        if one.mac:
+            yield {"device": "nic", "name": one.mac, "model": f"vfio {one.pci}{card}"}
+        else:
+            yield {"device": "pci" if one.pci else "mdev", "name": one.pci or one.mdev, "model": f"vfio{card}"}
+    for address in sorted(others, key=order):
+        yield {"device": "pci", "name": address, "model": "vfio"}
 
 
 def _is_expanded(change: Change) -> bool:

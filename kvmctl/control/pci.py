@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvmctl.control.guarded import LOCK_WAIT
-from kvmctl.host import pci, pci_bind, pci_vfs
+from kvmctl.host import mdev, pci, pci_bind, pci_vf, pci_vfs
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.host.lock import HOST, lock
 from kvmctl.host.pci_bind import Done
@@ -26,16 +26,16 @@ from kvmctl.hypervisor import domains, nodedev
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
 from kvmctl.model.errors import NotFoundError, RefusedError, UnreachableError
-from kvmctl.model.pci import NO_DRIVER, VFIO, GuestUse, PciDevice
+from kvmctl.model.pci import NO_DRIVER, VFIO, GuestUse, Mdev, MdevType, PciDevice
 from kvmctl.policy import pci as policy
 from kvmctl.xml import tree
-from kvmctl.xml.pci import pci_devices
+from kvmctl.xml.pci import mdevs, pci_devices
 
-KIND, SRIOV = pci_bind.KIND, pci_vfs.KIND
+KIND, SRIOV, FUNCTION = pci_bind.KIND, pci_vfs.KIND, pci_vf.KIND
 _BEGUN = "begun"
 """The state, for `host restore`, of what a run that was killed has left half done."""
-_NOT_REMAPPED = "interrupts are not remapped here, so that VFIO lets no guest have a device"
-_REMAP_HINT = (
+NOT_REMAPPED = "interrupts are not remapped here, so that VFIO lets no guest have a device"
+REMAP_HINT = (
     "switch interrupt remapping on in the firmware, and boot without intremap=off; a guest that is trusted may have it "
     "all the same with allow_unsafe_interrupts=1, a parameter of the module vfio_iommu_type1"
 )
@@ -53,14 +53,15 @@ def refuse_other_machine(uri: str | None) -> None:
 
 
 def guests_of(hypervisor: Hypervisor) -> Guests:
-    """The guests whose definition names a device, running or not, by its address."""
+    """The guests whose definition names a device, running or not, by its address, or an mdev's UUID."""
     found: dict[str, dict[str, GuestUse]] = {}
     for running, definitions in (
         (False, domains.definitions(domains.domains(hypervisor))),
         (True, _running(domains.domains(hypervisor, active_only=True))),
     ):
         for domain, xml in definitions:
-            for address, managed in pci_devices(tree.read(xml)).items():
+            root = tree.read(xml)
+            for address, managed in (pci_devices(root) | dict.fromkeys(mdevs(root), False)).items():
                 found.setdefault(address, {})[domain.name()] = GuestUse(domain.name(), running, managed)
     return {address: [each[name] for name in sorted(each)] for address, each in found.items()}
 
@@ -79,6 +80,11 @@ class Machine:
     devices: tuple[PciDevice, ...]
     iommu_hint: str
     interrupts_unsafe: bool = False
+    mdevs: tuple[Mdev, ...] = ()
+    mdev_types: Mapping[str, Sequence[MdevType]] = field(default_factory=dict)
+    """Of each device that can have mdevs, by its name in the kernel."""
+    guests: Guests = field(default_factory=dict)
+    root: Path = Path("/")
 
     def device(self, address: str) -> PciDevice:
         """The device at an address. Raises NotFoundError."""
@@ -93,7 +99,8 @@ def observe(guests: Guests, root: Path = Path("/"), known: Addresses | None = No
     found = [
         replace(device, guests=tuple(guests.get(device.address, ()))) for device in pci.devices(root, known, probe)
     ]
-    return Machine(tuple(found), pci.iommu_hint(root), pci.interrupts_unsafe(root))
+    hint, unsafe = pci.iommu_hint(root), pci.interrupts_unsafe(root)
+    return Machine(tuple(found), hint, unsafe, mdev.devices(root), mdev.parents(root), guests, root)
 
 
 def rows(machine: Machine) -> list[dict[str, Any]]:
@@ -102,7 +109,7 @@ def rows(machine: Machine) -> list[dict[str, Any]]:
     for device in machine.devices:
         verdict = policy.verdict(device, machine.devices, machine.iommu_hint)
         if machine.interrupts_unsafe and verdict.passable != "no":
-            verdict = replace(verdict, passable="no", reason=_NOT_REMAPPED)
+            verdict = replace(verdict, passable="no", reason=NOT_REMAPPED)
         found.append(
             {
                 "name": device.address,
@@ -121,9 +128,32 @@ def rows(machine: Machine) -> list[dict[str, Any]]:
                 "vfs_total": device.total_vfs,
                 "vfs": list(device.vfs),
                 "vf_of": device.pf,
+                "mdev_types": [asdict(one) for one in machine.mdev_types.get(device.address, ())],
+                "mdevs": _mdevs(machine, device.address),
             }
         )
     return found
+
+
+def _mdevs(machine: Machine, parent: str) -> list[dict[str, Any]]:
+    return [
+        asdict(one) | {"guests": [asdict(guest) for guest in machine.guests.get(one.uuid, ())]}
+        for one in machine.mdevs
+        if one.parent == parent
+    ]
+
+
+def mdev_sentences(machine: Machine) -> Iterator[str]:
+    """Which mdevs there are, and of which types more can be made: also of devices that are not on the PCI bus."""
+    for one in machine.mdevs:
+        owners = [guest.name for guest in machine.guests.get(one.uuid, ())]
+        used = f", of guest {', '.join(owners)}" if owners else ""
+        yield f"mdev {one.uuid}: {one.type} of {one.parent}{used}"
+    for parent, kinds in machine.mdev_types.items():
+        for kind in kinds:
+            title = f" ({kind.title})" if kind.title else ""
+            left = "" if kind.available is None else f", {kind.available} more can be made"
+            yield f"{parent} has mdevs of type {kind.name}{title}, {kind.interface or 'for no known bus'}{left}"
 
 
 @contextmanager
@@ -174,7 +204,7 @@ def plan_bind(addresses: Sequence[str], machine: Machine) -> Plan:
     ]
     policy.check_bind(whole, machine.devices, machine.iommu_hint)
     if whole and machine.interrupts_unsafe:
-        raise RefusedError(f"{whole[0].address} cannot be bound to vfio-pci: {_NOT_REMAPPED}", _REMAP_HINT)
+        raise RefusedError(f"{whole[0].address} cannot be bound to vfio-pci: {NOT_REMAPPED}", REMAP_HINT)
     return Plan(
         named=tuple(device for device in chosen if device.address in waiting),
         others=tuple(device for device in needed if device not in chosen),
@@ -268,7 +298,7 @@ def kept(journal: Journal) -> Iterator[tuple[str, str, Entry]]:
             if _is_begun(one.kind, address, journal):
                 told.add((one.kind, address))
                 yield one.kind, address, Entry(was, _BEGUN, "", one.time)
-    for kind in (KIND, SRIOV):
+    for kind in (KIND, FUNCTION, SRIOV):
         for address, entry in journal.entries(kind).items():
             if (kind, address) not in told:
                 yield kind, address, entry
@@ -292,6 +322,8 @@ def state(kind: str, address: str, journal: Journal, kernel: Kernel) -> object:
         return _BEGUN
     if kind == SRIOV:
         return pci_vfs.number(address, kernel.root)
+    if kind == FUNCTION:
+        return pci_vf.read(pci_vf.function(address, kernel.root))
     return driver(address, kernel.root)
 
 
@@ -303,6 +335,8 @@ def put_back(
     present = state(kind, address, journal, kernel)
     if present in (_BEGUN, wanted) or wanted is None:
         return present if present == _BEGUN else wanted
+    if kind == FUNCTION:
+        return pci_vf.put_back(address, wanted, kernel.root)
     machine = observe({}, kernel.root)
     device = machine.device(address)
     if kind == SRIOV:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvmctl.control import preflight, starts
 from kvmctl.control.chains import follow_snapshots
+from kvmctl.control.passed import giver
 from kvmctl.control.resolve import DEFAULT_POOL, INTENT, VolumePlan, resolve_disks
 from kvmctl.control.running import running_spec
 from kvmctl.host.journal import Journal
@@ -66,6 +67,7 @@ class Planner:
         self._capabilities: str | None = None
         self._platforms: dict[str, Platform] = {}
         self._journal = Journal()
+        self._giver = giver(hypervisor)
         self._owed = starts.owed(hypervisor, self._journal)
 
     @property
@@ -102,6 +104,7 @@ class Planner:
         accelerator = spec.accelerator if spec.accelerator in ("kvm", "tcg") else self._accelerator(spec)
         platform = self.platform(accelerator)
         resolved, volumes = resolve_disks(self.hypervisor, replace(spec, accelerator=accelerator))  # type: ignore[arg-type]
+        resolved = self._giver.resolved(resolved, (), spec.state != "stopped")
         full = fill(resolved, platform)
         full, seed = self._seed(full, None)
         volumes += seed
@@ -122,6 +125,8 @@ class Planner:
         raised = raise_maxima(spec, current)
         resolved, volumes = resolve_disks(self.hypervisor, raised)
         resolved = modes.resolved(resolved, current)
+        begins = spec.state in ("running", "paused")
+        resolved = self._giver.resolved(resolved, current.passthrough or (), begins, running)
         resolved = follow_snapshots(self.hypervisor, resolved, current)
         resolved, seed = self._seed(resolved, current)
         changes = [Change(spec.name, f"volumes.{v.name}", None, _volume_words(v), "create") for v in (*volumes, *seed)]

@@ -38,6 +38,7 @@ _KINDS = (
     ksm.KIND,
     swap.KIND,
     pci.KIND,
+    pci.FUNCTION,
     pci.SRIOV,
 )
 _RUN = re.compile(r"(?P<uri>.*?) (?P<id>-?\d+) (?P<guest>.*)", re.DOTALL)

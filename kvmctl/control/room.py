@@ -73,7 +73,7 @@ def beginning(domain: Any, policy: MemoryPolicy) -> Beginning:
 def of_spec(spec: GuestSpec, policy: MemoryPolicy) -> Beginning:
     """Of a guest that is going to be defined."""
     size = spec.memory.size or 0
-    told = policy.balloon != "leave" and spec.rebalance is not False
+    told = policy.balloon != "leave" and spec.rebalance is not False and not spec.passthrough
     return Beginning(size, first_target(size, spec.memory.reservation or 0) if told else None)
 
 

@@ -6,13 +6,15 @@ driver as long as it is on vfio-pci because of kvmctl. A reboot undoes all of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvmctl.host.journal import Intent, Journal, boot_id
 from kvmctl.host.pci_kernel import DEVICES, DRIVERS, Kernel, driver, exists, override
-from kvmctl.model.errors import KvmctlError
+from kvmctl.host.pci_vf import KIND as FUNCTION
+from kvmctl.model.errors import KvmctlError, TimedOutError
 from kvmctl.model.pci import NO_DRIVER, VFIO
 
 KIND = "pci-driver"
@@ -68,6 +70,9 @@ def bind(addresses: Sequence[str], journal: Journal, kernel: Kernel) -> list[Don
         if failures and isinstance(error, KvmctlError):
             text = f"{error.message}; and it could not all be undone: {'; '.join(failures)}"
             raise type(error)(text, "kvmctl host restore tries again") from error
+        if isinstance(error, TimedOutError):
+            with suppress(KvmctlError):
+                journal.begin(KIND, key, data)  # its driver may let go of it yet: the next run looks
         raise
     return [Done(address, str(was["driver"]), VFIO, VFIO, "changed") for address, was in devices.items()]
 
@@ -111,6 +116,49 @@ def _put_back(address: str, wanted: str, ordered: str, kernel: Kernel) -> None:
         ordered,
     ):
         give_back(address, wanted, kernel, ordered)
+
+
+@contextmanager
+def lent(addresses: Sequence[str], journal: Journal, kernel: Kernel) -> Iterator[None]:
+    """Take these devices from their drivers for the block, in which libvirt gives them to a guest; they get them back
+    where it fails. When the guest ends, libvirt gives them back itself.
+
+    libvirt asks drivers to let go as well, but without a deadline: one that does not would hold libvirt too. Raises
+    TimedOutError for such a driver, KvmctlError where the journal cannot be written, before anything is done.
+    """
+    devices = {one: was for one in addresses if (was := driver(one, kernel.root)) not in (NO_DRIVER, VFIO)}
+    if not devices:
+        yield
+        return
+    key = next(iter(devices))
+    journal.begin(KIND, key, {"action": "lend", "devices": devices, "boot": boot_id()})
+    try:
+        for address in devices:
+            kernel.write(f"{DEVICES}/{address}/driver/unbind", address)
+        yield
+    except BaseException as error:
+        failures = _take_back(devices, kernel)
+        if failures and isinstance(error, KvmctlError):
+            text = f"{error.message}; and not all of them have their drivers again: {'; '.join(failures)}"
+            raise type(error)(text, "kvmctl host restore tries again") from error
+        if not failures and not isinstance(error, TimedOutError):
+            journal.done(KIND, key)
+        raise
+    journal.done(KIND, key)
+
+
+def _take_back(devices: dict[str, str], kernel: Kernel) -> list[str]:
+    """Give lent devices to their drivers again; sentences on those where that failed. One that is on vfio-pci is what
+    libvirt has taken: a guest may have it."""
+    failures = []
+    for address in reversed(devices):
+        was = devices[address]
+        try:
+            if exists(address, kernel.root) and driver(address, kernel.root) not in (was, VFIO):
+                give_back(address, was, kernel)
+        except KvmctlError as error:
+            failures.append(f"{address}: {error.message}")
+    return failures
 
 
 def give_back(address: str, wanted: str | None, kernel: Kernel, ordered: str = "") -> str:
@@ -182,6 +230,12 @@ def _recover(intent: Intent, journal: Journal, kernel: Kernel) -> str:
     names = ", ".join(data["devices"])
     if data["boot"] != boot_id():
         said = f"a run that was interrupted had begun to {data['action']} {names}: the reboot has undone that"
+    elif data["action"] == "lend":
+        failures = _take_back(data["devices"], kernel)
+        said = f"a run that was interrupted had begun to give {names} to a guest: "
+        if failures:
+            return f"{said}not all of them have their drivers again: {'; '.join(failures)}"
+        said += "what no guest has is back with its driver"
     elif data["action"] == "release":
         for address in devices:
             try:
@@ -202,6 +256,7 @@ def _recover(intent: Intent, journal: Journal, kernel: Kernel) -> str:
 
 def forget_gone(journal: Journal, kernel: Kernel) -> None:
     """Forget devices that are no longer there: virtual functions that were removed."""
-    gone = [address for address in journal.entries(KIND) if not exists(address, kernel.root)]
-    if gone:
-        journal.forget(KIND, *gone)
+    for kind in (KIND, FUNCTION):
+        gone = [address for address in journal.entries(kind) if not exists(address, kernel.root)]
+        if gone:
+            journal.forget(kind, *gone)

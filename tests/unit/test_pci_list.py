@@ -44,6 +44,7 @@ def test_a_device_is_read_with_all_that_the_kernel_tells(tmp_path: Path) -> None
         "class": "0300", "class_name": "VGA compatible controller", "driver": "nouveau", "numa_node": 0,
         "iommu_group": 1, "passthrough": "group", "reason": "only together with 0000:01:00.1",
         "companions": ["0000:01:00.1"], "uses": [], "guests": [], "vfs_total": None, "vfs": [], "vf_of": None,
+        "mdev_types": [], "mdevs": [],
     }  # fmt: skip
 
 
