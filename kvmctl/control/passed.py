@@ -179,6 +179,12 @@ def check(
         raise error
     if chosen and machine.interrupts_unsafe:
         raise RefusedError(f"guest {guest}: {chosen[0].address} cannot be passed: {pci.NOT_REMAPPED}", pci.REMAP_HINT)
+    for address in (one.pci for one in looked_at if one.pci and one.mac and starts):
+        if name := pci_vf.interface_down(address, machine.root):
+            raise ConflictError(
+                f"guest {guest}: the interface {name}, of whose card {address} is a function, is down",
+                f"ip link set {name} up",
+            )
     for uuid in (one.mdev for one in looked_at if one.mdev):
         policy.mdev_of(guest, uuid, machine.mdevs)
         if starts and (conflict := policy.in_use_by_others(guest, uuid, machine.guests.get(uuid, ()))):

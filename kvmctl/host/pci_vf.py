@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvmctl.host.files import read_permitted
 from kvmctl.host.journal import Journal
 from kvmctl.host.pci_block import names_in
 from kvmctl.host.pci_kernel import DEVICES, ROOT
@@ -19,6 +20,8 @@ from kvmctl.model.errors import KvmctlError, NotFoundError, RefusedError, TimedO
 KIND = "sriov-function"
 """The kind of these entries in the journal, by the function's address."""
 SECONDS = 30.0
+_UP = 1
+"""IFF_UP of an interface's flags."""
 _WORDS: Mapping[str, str] = {"spoof_check": "spoofchk", "trust": "trust"}
 """iproute2's name for each, in its commands and in its JSON."""
 
@@ -43,6 +46,15 @@ def is_network(address: str, root: Path = ROOT) -> bool:
     """Whether a device is a virtual function of a card that has a network interface."""
     card = card_of(address, root)
     return bool(card and names_in(root / DEVICES / card / "net"))
+
+
+def interface_down(address: str, root: Path = ROOT) -> str | None:
+    """The interface of the card that a function is of, where it is down: libvirt cannot set anything up by it then."""
+    for name in names_in(root / DEVICES / (card_of(address, root) or "-") / "net"):
+        flags = read_permitted(root / "sys/class/net" / name / "flags")
+        if flags and not int(flags, 16) & _UP:
+            return name
+    return None
 
 
 def function(address: str, root: Path = ROOT) -> Function:

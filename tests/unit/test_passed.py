@@ -125,6 +125,17 @@ def test_a_network_function_has_a_mac_address_that_stays(tmp_path: Path) -> None
     assert got(giver(host), PassedSpec(vf_of=PF, mac="52:54:00:00:00:01"))[0].mac == "52:54:00:00:00:01"
 
 
+def test_a_card_has_to_be_up_when_its_function_is_given_to_a_guest(tmp_path: Path) -> None:
+    host = card(tmp_path, 1)
+    fill(host.root / "sys/class/net/enp7s0", flags="0x1002")
+    assert got(giver(host), ANY, starts=False)
+    with pytest.raises(ConflictError, match=r"the interface enp7s0, .* is down") as caught:
+        got(giver(host), ANY)
+    assert caught.value.hint == "ip link set enp7s0 up"
+    fill(host.root / "sys/class/net/enp7s0", flags="0x1003")
+    assert got(giver(host), ANY)
+
+
 def test_a_function_of_a_disk_has_none(tmp_path: Path) -> None:
     host = server(tmp_path)  # no interface
     server_kernel(host).write(f"sys/bus/pci/devices/{PF}/sriov_numvfs", "1")
