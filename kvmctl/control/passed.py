@@ -22,8 +22,9 @@ from kvmctl.host.journal import Journal
 from kvmctl.host.lock import HOST, lock
 from kvmctl.host.pci_kernel import Kernel
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError, UsageError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, UsageError
 from kvmctl.model.passed import label, match
+from kvmctl.model.pci import PciDevice
 from kvmctl.model.spec import GuestSpec, PassedSpec
 from kvmctl.policy import passed as policy
 from kvmctl.xml import tree
@@ -173,7 +174,7 @@ def check(
     guest: str, looked_at: Sequence[PassedSpec], has: Sequence[PassedSpec], machine: Machine, starts: bool
 ) -> None:
     """Raise the first reason why the guest may not have what is looked at, of all that it `has`."""
-    chosen = [machine.device(one.pci) for one in looked_at if one.pci]
+    chosen = [_there(guest, one, machine) for one in looked_at if one.pci]
     own = [one.pci for one in has if one.pci]
     for error in policy.problems(guest, chosen, own, machine.devices, machine.iommu_hint, starts):
         raise error
@@ -189,6 +190,18 @@ def check(
         policy.mdev_of(guest, uuid, machine.mdevs)
         if starts and (conflict := policy.in_use_by_others(guest, uuid, machine.guests.get(uuid, ()))):
             raise conflict
+
+
+def _there(guest: str, one: PassedSpec, machine: Machine) -> PciDevice:
+    try:
+        return machine.device(one.pci or "")
+    except NotFoundError as error:
+        if one.vf_of is None:
+            raise NotFoundError(f"guest {guest}: {error.message}", error.hint) from error
+        raise NotFoundError(
+            f"guest {guest}: there is no PCI device {one.pci}, which was a virtual function of {one.vf_of}",
+            f"kvmctl pci vfs {one.vf_of} N makes them again; with --persist they are there after every reboot",
+        ) from error
 
 
 @contextmanager

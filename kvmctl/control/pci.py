@@ -25,7 +25,7 @@ from kvmctl.host.pci_vfs import DoneVfs
 from kvmctl.hypervisor import domains, nodedev
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
-from kvmctl.model.errors import NotFoundError, RefusedError, UnreachableError
+from kvmctl.model.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 from kvmctl.model.pci import NO_DRIVER, VFIO, GuestUse, Mdev, MdevType, PciDevice
 from kvmctl.policy import pci as policy
 from kvmctl.xml import tree
@@ -335,10 +335,12 @@ def put_back(
     present = state(kind, address, journal, kernel)
     if present in (_BEGUN, wanted) or wanted is None:
         return present if present == _BEGUN else wanted
-    if kind == FUNCTION:
-        return pci_vf.put_back(address, wanted, kernel.root)
     machine = observe({}, kernel.root)
     device = machine.device(address)
+    if kind == FUNCTION:
+        if said := policy.in_use(device):
+            raise ConflictError(f"{address} is in use: {said}", "stop the guest, or detach it there first")
+        return pci_vf.put_back(address, wanted, kernel.root)
     if kind == SRIOV:
         policy.check_vfs(device, int(wanted), machine.devices)
         return pci_vfs.put_back(address, int(wanted), kernel)

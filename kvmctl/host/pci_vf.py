@@ -121,15 +121,23 @@ def _ip(*words: str) -> str:
 
 
 def configure(address: str, wanted: Mapping[str, bool], journal: Journal, root: Path = ROOT) -> bool:
-    """Give a function these settings; whether any was another. The journal knows the former ones before that."""
-    if not wanted:
+    """Give a function these settings; whether any was another. The journal knows the former ones before that.
+
+    What is not wanted is as before kvmctl: a guest has nothing of what the one before it was trusted with.
+    """
+    entry = journal.entries(KIND).get(address)
+    first: Mapping[str, bool] = entry.old if entry else {}
+    due = {**first, **wanted}
+    if not due:
         return False
     one = function(address, root)
     old = read(one)
-    changed = {name: value for name, value in wanted.items() if old.get(name) != value}
+    changed = {name: value for name, value in due.items() if old.get(name) != value}
     if changed:
         journal.record(KIND, address, old, old | changed)
         write(one, changed)
+    if entry and old | due == first:
+        journal.forget(KIND, address)
     return bool(changed)
 
 

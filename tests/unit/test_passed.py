@@ -144,6 +144,13 @@ def test_a_function_of_a_disk_has_none(tmp_path: Path) -> None:
         got(giver(host), PassedSpec(vf_of=PF, vlan=5))
 
 
+def test_a_function_that_is_gone_is_said_to_be_one(tmp_path: Path) -> None:
+    has = PassedSpec(pci=FUNCTIONS[0], vf_of=PF)
+    with pytest.raises(NotFoundError, match=rf"{FUNCTIONS[0]}, which was a virtual function of {PF}") as caught:
+        giver(card(tmp_path, 0)).resolved(wish(has), (has,), starts=True)
+    assert f"pci vfs {PF} N" in caught.value.hint
+
+
 def test_on_another_machine_only_what_is_named_can_be_had() -> None:
     assert got(Giver(None), PassedSpec(pci=NIC), PassedSpec(mdev=MDEV))[0].pci == NIC
     with pytest.raises(RefusedError, match="only on its own machine"):

@@ -229,3 +229,10 @@ def test_settings_that_are_so_already_are_not_ours_to_put_back(tmp_path: Path, m
     assert entry.old == {"spoof_check": True, "trust": False}
     assert pci_vf.put_back(FUNCTIONS[0], entry.old, host.root) == entry.old
     assert ("0", "spoofchk", "on") in [words[-3:] for words in asked]
+    # Another guest is trusted with nothing that the one before it was, also if that went unnoticed.
+    now.update(spoofchk=False, trust=True)
+    assert pci_vf.configure(FUNCTIONS[0], {"spoof_check": False}, journal, host.root)
+    assert now == {"spoofchk": False, "trust": False}
+    assert pci_vf.configure(FUNCTIONS[0], {}, journal, host.root)
+    assert now == {"spoofchk": True, "trust": False}
+    assert journal.entries(pci_vf.KIND) == {}
