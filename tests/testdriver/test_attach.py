@@ -32,6 +32,14 @@ TEST = ("-c", "test:///default")
         (("--iso", "/a.iso", "size=1GiB"), "a medium has no fields"),
         (("--disk", "a", "--target", "vdb"), "about the drive of --iso"),
         (("--disk", "", "size=1GiB"), "not usable as a name"),
+        (("--pci", "01:00"), "is not a PCI address"),
+        (("--pci", "1:0.0", "--mdev", "a"), "say one thing to attach"),
+        (("--pci", "1:0.0", "size=1GiB"), "no such field"),
+        (("--pci", "1:0.0", "vf-of=1:0.0"), "is not the card that it is a function of"),
+        (("--vf-of", "1:0.0", "vlan=5000"), "is not a number of VLANs"),
+        (("--vf-of", "1:0.0", "mac=ff:ff:ff:ff:ff:ff"), "is not the address of one interface"),
+        (("--mdev", "4b20d080"), "is not a UUID"),
+        (("--mdev", "4b20d080-1b54-4048-85b3-a6a62d165c01", "trust=yes"), "an mdev has none"),
     ],
 )
 def test_what_cannot_be_attached(kvmctl: Kvmctl, words: tuple[str, ...], said: str) -> None:
@@ -85,3 +93,11 @@ def test_modes_and_ceilings_in_a_file(kvmctl: Kvmctl) -> None:
     text = text.replace("mode: emulated", "model: e1000")
     kvmctl(*TEST, "diff", "-f", "-", stdin=text, code=10)
     assert kvmctl(*TEST, "apply", "-f", "-", stdin=text).out
+
+
+def test_which_function_of_a_card_is_free_is_not_known_elsewhere(kvmctl: Kvmctl) -> None:
+    refused = kvmctl(*TEST, "attach", "test", "--vf-of", "01:00.0", "--dry-run", code=5).err
+    assert "is seen only on its own machine" in refused
+    shown = kvmctl(*TEST, "attach", "test", "--pci", "01:00.0", "--dry-run", code=10).out
+    assert "passthrough.0000:01:00.0" in shown
+    assert "name a disk by its target" in kvmctl(*TEST, "detach", "test", "01:00.0", code=3).err
