@@ -39,7 +39,7 @@ def verify(
             found.append(_made(hypervisor, plan, domain, change, failures, stored))
         elif plan.live is not None and change.field not in failures and devices.is_read_back(change):
             found.append(devices.read_back(hypervisor, domain, plan, change))
-        elif change.field == "memory.size" and plan.live is not None:
+        elif change.field == "memory.size" and plan.live is not None and change.how == "live":
             found.append(_ballooned(plan, domain, change, failures, stored, wait))
         elif change.field == "cpu.count" and plan.live is not None and change.how == "live":
             found.append(_plugged(plan, domain, change, failures, stored))

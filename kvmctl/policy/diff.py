@@ -22,6 +22,7 @@ FOLLOWED_LIVE = ("cpu.count", "cpu.limit", "cpu.pin", "cpu.emulator-pin", "io.we
 """Live fields whose running value is compared as well: somebody may have changed it with virsh. The balloon
 is not among them, since moving it is the controller's business, and neither is the weight."""
 NOT_COMPARED = frozenset({"state"})
+_PINNED = "a device is passed through to the guest, which pins all of its memory: its balloon would free nothing"
 _NEXT_START = "takes effect when the guest is next started"
 
 
@@ -87,6 +88,8 @@ def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -
     if key == "boot.iso" and current.boot.iso and live.boot.iso:
         return "live", ""  # another medium in its drive, or none
     kept = _kept_vcpus(wanted, live) if key == "cpu.count" else ""
+    if key == "memory.size" and live.passthrough:
+        kept = _PINNED
     if key in LIVE and not kept:
         return "live", ""
     return "restart", f"{kept}; {_NEXT_START}" if kept else _NEXT_START

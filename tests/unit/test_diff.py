@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmctl.model.spec import BootSpec, ConsoleSpec, CpuSpec, DiskSpec, GuestSpec, MemorySpec, NicSpec, VncSpec
+from kvmctl.model.spec import (
+    BootSpec,
+    ConsoleSpec,
+    CpuSpec,
+    DiskSpec,
+    GuestSpec,
+    MemorySpec,
+    NicSpec,
+    PassedSpec,
+    VncSpec,
+)
 from kvmctl.model.units import GIB, MIB
 from kvmctl.policy.diff import diff, overlay, raise_maxima
 
@@ -167,3 +177,26 @@ def test_what_a_console_or_display_that_is_off_would_do_is_moot() -> None:
 def test_a_cdrom_is_read_only_whatever_is_said() -> None:
     drive = DiskSpec(device="cdrom", target="sda", bus="sata", read_only=True)
     assert diff(GuestSpec("web1", disks=(replace(drive, read_only=False),)), replace(NOW, disks=(drive,))) == ()
+
+
+def test_devices_of_the_host_are_told_apart_by_name_and_plugged_in_at_once() -> None:
+    card, other = PassedSpec(pci="0000:01:00.0"), PassedSpec(pci="0000:02:00.0")
+    function = PassedSpec(pci="0000:07:10.1", vf_of="0000:07:00.0", mac="52:54:00:00:00:01", vlan=5, trust=True)
+    now = replace(NOW, passthrough=(card, function))
+    wanted = replace(NOW, passthrough=(other, PassedSpec(vf_of="0000:07:00.0", vlan=0, trust=False, spoof_check=False)))
+    assert {(one.field, one.action, one.how) for one in diff(wanted, now, now)} == {
+        ("passthrough.0000:02:00.0", "add", "live"),
+        ("passthrough.0000:01:00.0", "remove", "restart"),
+        ("passthrough.0000:07:10.1.vlan", "set", "restart"),
+        ("passthrough.0000:07:10.1.trust", "set", "restart"),
+        ("passthrough.0000:07:10.1.spoof-check", "set", "restart"),
+    }
+    assert [one.new for one in diff(wanted, now) if one.field.endswith(".vlan")] == ["none"]
+    assert diff(now, now, now) == ()
+
+
+def test_a_guest_whose_memory_is_pinned_gets_another_size_with_its_next_start() -> None:
+    pinned = replace(NOW, passthrough=(PassedSpec(pci="0000:01:00.0"),))
+    (change,) = diff(GuestSpec("g", memory=MemorySpec(size=512 * MIB)), pinned, pinned)
+    assert (change.field, change.how) == ("memory.size", "restart")
+    assert "pins all of its memory" in change.reason
