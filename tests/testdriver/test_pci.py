@@ -13,7 +13,7 @@ pytestmark = pytest.mark.testdriver
 
 KEYS = [
     "name", "ids", "title", "class", "class_name", "driver", "numa_node", "iommu_group", "passthrough", "reason",
-    "companions", "uses", "guests", "vfs_total", "vfs", "vf_of",
+    "companions", "uses", "guests", "vfs_total", "vfs", "vf_of", "mdev_types", "mdevs",
 ]  # fmt: skip
 SYS = Path("/sys/bus/pci/devices")
 HERE = sorted(path.name for path in SYS.iterdir()) if SYS.is_dir() else []
