@@ -95,9 +95,10 @@ class Giver:
 
     def _kept(self, guest: str, wanted: PassedSpec, now: PassedSpec) -> PassedSpec:
         one = _named((wanted, now))
-        if now.mac is None and (one.mac or one.vlan):
+        if now.mac is None:
             self._check_function(guest, one)
-            return one if one.mac else replace(one, mac=_made_up(guest, one.pci or ""))
+            if one.vlan and not one.mac:
+                return replace(one, mac=_made_up(guest, one.pci or ""))
         return one
 
     def _new(self, guest: str, wanted: PassedSpec, named: set[str]) -> PassedSpec:

@@ -8,6 +8,9 @@ from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, Refus
 from kvmctl.model.pci import VFIO, GuestUse, Mdev, PciDevice
 from kvmctl.policy.pci import companions, count_of, in_use, obstacle
 
+_LEFT_ALONE = (None, VFIO, "pci-stub")
+"""Drivers of the rest of a group, with which VFIO gives a device to a guest."""
+
 
 def free_function(
     guest: str, card: PciDevice, devices: Sequence[PciDevice], taken: Collection[str], iommu_hint: str = ""
@@ -80,15 +83,18 @@ def problems(
         if found and (starts or not found.conflict):
             yield (ConflictError if found.conflict else RefusedError)(f"{text}: {found.text}", found.hint)
             continue
-        left = [one for one in companions(device, devices) if one.address not in own and one.driver not in (None, VFIO)]
+        others = [one for one in companions(device, devices) if one.address not in own]
+        left = [one for one in others if one.driver not in _LEFT_ALONE]
         if left:
             names = ", ".join(f"{one.address} ({one.driver})" for one in left)
             yield RefusedError(
                 f"{text} alone: its IOMMU group has {names} as well, which would stay with the host",
                 f"name them in passthrough too, or take them from the host: kvmctl pci bind {device.address}",
             )
-        elif starts and (error := in_use_by_others(guest, device.address, device.guests)):
-            yield error
+        elif starts:
+            # Guests cannot share a group either.
+            found_in_use = (in_use_by_others(guest, one.address, one.guests) for one in (device, *others))
+            yield from filter(None, found_in_use)
 
 
 def in_use_by_others(guest: str, device: str, guests: Iterable[GuestUse]) -> ConflictError | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmctl.control import pci
@@ -136,6 +136,12 @@ def test_a_card_has_to_be_up_when_its_function_is_given_to_a_guest(tmp_path: Pat
     assert got(giver(host), ANY)
 
 
+def test_what_a_whole_card_has_not_is_refused_also_for_one_that_the_guest_has(tmp_path: Path) -> None:
+    has = PassedSpec(pci="0000:06:00.0")
+    with pytest.raises(UsageError, match="is no virtual function"):
+        giver(server(tmp_path)).resolved(wish(PassedSpec(pci=has.pci, trust=True)), (has,), starts=False)
+
+
 def test_a_function_of_a_disk_has_none(tmp_path: Path) -> None:
     host = server(tmp_path)  # no interface
     server_kernel(host).write(f"sys/bus/pci/devices/{PF}/sriov_numvfs", "1")
@@ -169,6 +175,9 @@ def test_a_group_goes_whole(tmp_path: Path) -> None:
     assert got(giver(host), PassedSpec(pci=GPU))
     host.bind(AUDIO, "vfio-pci")
     assert got(giver(host), PassedSpec(pci=GPU))
+    shared = {AUDIO: [GuestUse("other", True, True)]}
+    with pytest.raises(ConflictError, match=rf"{AUDIO} is in use: guest other runs with it"):
+        got(giver(host, shared), PassedSpec(pci=GPU))
 
 
 @pytest.mark.parametrize("starts", [True, False])
@@ -264,6 +273,7 @@ devices = st.builds(PassedSpec, pci=st.none() | names, vf_of=cards, mac=st.none(
 there = st.lists(devices.filter(lambda one: one.pci is not None), max_size=4, unique_by=lambda one: one.pci)
 
 
+@settings(deadline=None)
 @given(st.lists(devices, max_size=4), there)
 def test_each_device_there_is_stands_for_one_that_is_wanted_at_most(
     wanted: list[PassedSpec], now: list[PassedSpec]
@@ -278,6 +288,7 @@ def test_each_device_there_is_stands_for_one_that_is_wanted_at_most(
     assert all(other == one for one, other in match(now, now))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.lists(st.integers(1, 3), max_size=4))
 def test_no_two_guests_get_the_same_function(
     tmp_path_factory: pytest.TempPathFactory, made: int, asks: list[int]

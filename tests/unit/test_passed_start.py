@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmctl.control import pci
@@ -194,6 +194,7 @@ def test_the_settings_of_a_function_are_read_from_what_ip_prints() -> None:
     assert pci_vf.found_in(IP, 2) == pci_vf.found_in("[{}]", 0) == {}
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5) | st.text())
 def test_whatever_ip_prints_is_read_or_refused(value: object) -> None:
     for text in (str(value), json.dumps([{"vfinfo_list": value}]), json.dumps([{"vfinfo_list": [{"vf": value}]}])):
