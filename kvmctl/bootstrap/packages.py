@@ -29,18 +29,22 @@ _TESTS = ("cron", "iproute2", "swtpm", "swtpm-tools")
 guest has an emulated TPM."""
 NESTED = ("mmdebstrap", "e2fsprogs", "qemu-utils", "openssh-client", "zstd")
 """What the nested host is built and reached with."""
+VAGRANT = ("vagrant", "vagrant-libvirt")
+"""What the nested host's box is tried with."""
 _INIT_SCRIPTS = "libvirt-daemon-system-sysv"
 
 _APT = ("apt-get", "--quiet", "--yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2")
 
 
-def missing(tests: bool = False) -> list[str]:
-    """What has to be installed, for the interpreter that runs now, and for the `tests` too.
+def missing(tests: bool = False, vagrant: bool = False) -> list[str]:
+    """What has to be installed, for the interpreter that runs now, and for the `tests` and `vagrant` too.
 
     Raises KvmctlError where this is no Debian.
     """
     interpreter = _INTERPRETER if sys.base_prefix == "/usr" else ()
-    found = lacking(_HYPERVISOR + _BUILD + interpreter + (_TESTS + NESTED if tests else ()))
+    wanted = _HYPERVISOR + _BUILD + interpreter
+    wanted += (_TESTS + NESTED if tests else ()) + (VAGRANT if vagrant else ())
+    found = lacking(wanted)
     if "libvirt-daemon-system" in found and lacking(["systemd-sysv"]):
         # Left to itself, apt would make systemd the init system of a machine that has another, or none.
         found.append(_INIT_SCRIPTS)
@@ -75,7 +79,7 @@ def install(names: Sequence[str]) -> None:
         with step(f"Installing {len(names)} Debian packages"):
             run([*_APT, "install", "--no-install-recommends", *names], {"DEBIAN_FRONTEND": "noninteractive"})
     except KvmctlError as error:
-        reasons = _complaints(f"{said}\n{error.message}") or error.message
+        reasons = complaints(f"{said}\n{error.message}") or error.message
         raise KvmctlError(
             f"these Debian packages are missing and could not be installed: {' '.join(names)}\n{reasons}",
             "make the package sources reachable, then run this again, or install them by hand: "
@@ -83,7 +87,7 @@ def install(names: Sequence[str]) -> None:
         ) from error
 
 
-def _complaints(said: str) -> str:
+def complaints(said: str) -> str:
     """The first few lines in which apt says what is wrong; it does not fail when it cannot fetch lists."""
     lines = [line.strip() for line in said.splitlines()]
     found = dict.fromkeys(f"    {line}" for line in lines if line.startswith(("W: ", "E: ")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from kvmctl.bootstrap.nested import debian, host, image
 from kvmctl.bootstrap.nested.host import Emulator, command
 from kvmctl.bootstrap.nested.image import Image
+from kvmctl.model.errors import KvmctlError
 
 pytestmark = pytest.mark.unit
 
@@ -83,10 +86,62 @@ def test_the_mirrors_are_those_of_this_machine() -> None:
     assert all(re.fullmatch(r"deb \S+:\S+ \S+ main", source.line) for source in found)
 
 
-def test_an_image_in_use_is_not_removed_for_another(tmp_path: Path) -> None:
+def repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Debian's backports as this machine's mirror has them, until the test puts something there: nothing."""
+    monkeypatch.setattr(debian, "sources", lambda: (debian.Source(f"file:{folder}", debian.release(), "main"),))
+    return folder / f"dists/{debian.release()}-backports"
+
+
+def test_a_mirror_without_backports_has_no_newer_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(tmp_path / "mirror", monkeypatch)
+    assert debian.fetch_backported_qemu(tmp_path) == ""
+
+
+def test_backports_that_debian_has_not_signed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = repository(tmp_path / "mirror", monkeypatch)
+    (place / "main/binary-amd64").mkdir(parents=True)
+    (place / "main/binary-amd64/Packages").write_text("")
+    digest = hashlib.sha256(b"").hexdigest()
+    (place / "Release").write_text(
+        f"Suite: backports\nArchitectures: amd64\nSHA256:\n {digest} 0 main/binary-amd64/Packages\n"
+    )
+    with pytest.raises(KvmctlError, match="is not signed"):
+        debian.fetch_backported_qemu(tmp_path)
+
+
+def test_a_mirror_that_does_not_answer_is_not_taken_for_one_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = debian.Source("http://127.0.0.1:1/debian", debian.release(), "main")
+    monkeypatch.setattr(debian, "sources", lambda: (source,))
+    with pytest.raises(KvmctlError, match=r"the backports of http://127.0.0.1:1/debian could not be read"):
+        debian.fetch_backported_qemu(tmp_path)
+
+
+def test_an_image_that_cannot_be_built_for_lack_of_network_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_words: object) -> None:
+        raise KvmctlError("E: Failed to fetch http://mirror/x  Could not resolve 'mirror'")
+
+    monkeypatch.setattr(image, "_build", build)
+    with pytest.raises(KvmctlError, match="there is no network to the package sources") as caught:
+        image._try_to_build(Image(tmp_path), {})
+    assert debian.sources()[0].uri in (caught.value.hint or "")
+
+
+def test_the_host_ends_with_whoever_booted_it(tmp_path: Path) -> None:
+    assert words(tmp_path).startswith("setpriv --pdeathsig KILL qemu ")
+
+
+def test_an_image_in_use_or_used_today_is_not_removed_for_another(tmp_path: Path) -> None:
     made = Image(tmp_path)
     assert not image._is_used(made)
     made.stamp.write_text("{}")
+    assert image._is_used(made)
+    os.utime(made.stamp, (0, 0))
+    assert not image._is_used(made)
     with image.using(made):
+        os.utime(made.stamp, (0, 0))
         assert image._is_used(made)
     assert not image._is_used(made)

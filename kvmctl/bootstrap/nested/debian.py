@@ -3,12 +3,11 @@
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvmctl.bootstrap import packages
-from kvmctl.bootstrap.progress import run
+from kvmctl.bootstrap.progress import run, say
 from kvmctl.host.files import make_private_directory, write_atomic
 from kvmctl.model.errors import KvmctlError
 
@@ -16,6 +15,8 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(ORIGIN)"
 _QEMU = ("qemu-system-x86", "qemu-system-data", "qemu-system-common", "seabios", "ipxe-qemu")
 _UPDATE_SECONDS = 120.0
+_NO_SUCH_RELEASE = "does not have a Release file"
+"""What apt says of a mirror that answers, and has no backports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +69,62 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 def fetch_backported_qemu(folder: Path) -> str:
     """Unpack the QEMU that Debian offers for this release besides its own, into `folder`; its version, empty where
-    the mirror has none, or where libraries are missing for it. Nothing is installed."""
-    apt = _private_apt(folder)
+    the mirror has none, or where libraries are missing for it. Nothing is installed.
+
+    Raises KvmctlError where the mirror does not answer, or what it has is not signed with Debian's key.
+    """
+    mirror = next(source for source in sources() if source.release == release())
+    apt = _private_apt(folder, f"{mirror.uri} {mirror.release}-backports")
     try:
         run(["apt-get", "--quiet", *apt, "update"], timeout=_UPDATE_SECONDS)
-        found = re.search(r"\| (\S+) \|", run(["apt-cache", *apt, "madison", _QEMU[0]]))
-    except KvmctlError:
+    except KvmctlError as error:
+        if _NO_SUCH_RELEASE in error.message:
+            return ""
+        said = packages.complaints(error.message) or error.message
+        raise KvmctlError(f"the backports of {mirror.uri} could not be read:\n{said}") from error
+    found = {name: version for name in _QEMU if (version := _offered(name, apt))}
+    if _QEMU[0] not in found:
         return ""
-    if not found:
-        return ""
-    for name in _QEMU:
-        version = re.search(r"\| (\S+) \|", run(["apt-cache", *apt, "madison", name]))
-        if version:
-            run(["apt-get", "--quiet", *apt, "download", f"{name}={version[1]}"], folder=folder)
+    words = [f"{name}={version}" for name, version in found.items()]
+    run(["apt-get", "--quiet", *apt, "download", *words], folder=folder)
     for package in folder.glob("*.deb"):
         run(["dpkg-deb", "--extract", str(package), str(folder)])
         package.unlink()
     shutil.rmtree(folder / "apt")
-    program = folder / "usr/bin/qemu-system-x86_64"
-    with suppress(KvmctlError):
-        if "not found" not in run(["ldd", str(program)]):
-            return found[1]
-    return ""
+    missing = re.findall(r"(\S+) => not found", run(["ldd", str(folder / "usr/bin/qemu-system-x86_64")]))
+    if missing:
+        say(f"QEMU {found[_QEMU[0]]} is not used: {', '.join(sorted(missing))} is missing here")
+    return "" if missing else found[_QEMU[0]]
 
 
-def _private_apt(folder: Path) -> list[str]:
-    """Options by which apt sees the backports of this machine's own mirror, and nothing of its lists is touched."""
-    own = next(source for source in sources() if source.release == release())
+def _offered(name: str, apt: Sequence[str]) -> str:
+    found = re.search(r"\| (\S+) \|", run(["apt-cache", *apt, "madison", name]))
+    return found[1] if found else ""
+
+
+def _private_apt(folder: Path, repository: str) -> list[str]:
+    """Options by which apt sees one repository of Debian alone, and no list of this machine's is touched.
+
+    apt itself checks that the release file is signed by Debian's keyring, and no other key will do; the release file
+    has the digests of the lists, and they those of the packages.
+    """
     place = folder / "apt"
     for name in ("lists/partial", "cache/archives/partial"):
         make_private_directory(place / name)
-    line = f"deb [signed-by={KEYRING}] {own.uri} {own.release}-backports main\n"
-    write_atomic(place / "sources.list", line)
+    write_atomic(place / "sources.list", f"deb [signed-by={KEYRING}] {repository} main\n")
     settings = {
         "Dir::Etc::sourcelist": place / "sources.list",
         "Dir::Etc::sourceparts": "/nonexistent",
+        "Dir::Etc::preferences": "/nonexistent",
+        "Dir::Etc::preferencesparts": "/nonexistent",
         "Dir::State::lists": place / "lists",
         "Dir::Cache": place / "cache",
+        # Whatever this machine's apt is allowed.
+        "Acquire::AllowInsecureRepositories": "false",
+        "Acquire::AllowWeakRepositories": "false",
+        "APT::Get::AllowUnauthenticated": "false",
+        # A mirror that does not answer is no success.
+        "APT::Update::Error-Mode": "any",
         "APT::Sandbox::User": "root",
         "Acquire::Retries": "2",
         "DPkg::Lock::Timeout": "120",

@@ -44,6 +44,8 @@ NVME, SRIOV_NVME = "plain0", "sriov0"
 MARKS = {NVME: b"NVME-PLAIN-MAGIC\n", SRIOV_NVME: b"NVME-SRIOV-MAGIC\n"}
 """How each of them begins."""
 _DISK_BYTES = 64 << 20
+EXIT_HOST_DIED = 75
+"""How pytest ends where a nested host died of itself, and no test failed: EX_TEMPFAIL of sysexits.h."""
 
 
 class HostDiedError(KvmctlError):
@@ -119,7 +121,8 @@ def command(image: Image, found: Emulator, folder: Path, port: int, remapping: b
     """The command line of QEMU; it keeps what it writes in `folder`, and makes the devices' files there."""
     switch = "on" if remapping else "off"
     return [
-        found.program, *(("-L", str(found.data)) if found.data else ()),
+        # It holds gigabytes: it is not to outlive whoever booted it, even one that was killed.
+        "setpriv", "--pdeathsig", "KILL", found.program, *(("-L", str(found.data)) if found.data else ()),
         "-name", "kvmctl-nested", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", f"q35,kernel-irqchip={'split' if remapping else 'on'}", "-accel", "tcg,thread=multi",
         "-cpu", "max,-vgif", "-smp", str(found.processors), "-m", str(MEMORY_MIB),

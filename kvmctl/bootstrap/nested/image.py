@@ -4,11 +4,13 @@ in it: that is copied in when it runs, so that the image outlives changes of the
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +45,15 @@ _MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "libvirt-guests.service", "systemd-networkd-wait-online.service",
 )  # fmt: skip
+_NO_NETWORK = re.compile(
+    "Could not resolve|Temporary failure|Could not connect|Unable to connect|Connection (?:refused|failed|timed out)"
+    "|Network is unreachable|Failed to establish a new connection"
+)
+"""What apt and pip say then."""
 _SIZE = "6G"
 _BUILD_SECONDS = 1500.0
+_KEEP_SECONDS = 86400.0
+"""For how long after its last use an image stays: two checkouts would build theirs in turns."""
 _PYTHON = "usr/local/lib/python3/dist-packages"
 _FILES: Mapping[str, str] = {
     "etc/hostname": "nested\n",
@@ -117,14 +126,27 @@ def ensure(cache: Path = CACHE) -> Image:
 
     Raises KvmctlError where packages cannot be fetched, or a tool is missing.
     """
+    check_tools()
     debian.lists()
     versions = debian.versions(_PACKAGES)
     image = Image(cache / "nested" / _digest(versions))
     if not image.complete:
         with lock("the nested host's image", _BUILD_SECONDS):
             if not image.complete:
-                _build(image, versions)
+                _try_to_build(image, versions)
     return image
+
+
+def _try_to_build(image: Image, versions: Mapping[str, str]) -> None:
+    try:
+        _build(image, versions)
+    except KvmctlError as error:
+        mirrors = ", ".join(dict.fromkeys(source.uri for source in debian.sources()))
+        what = "there is no network to the package sources" if _NO_NETWORK.search(error.message) else "see above"
+        raise KvmctlError(
+            f"{error.message}\nThe image of the nested host could not be built: {what}.",
+            f"make reachable {mirrors} and the Python package index, then run this again",
+        ) from error
 
 
 def _digest(versions: Mapping[str, str]) -> str:
@@ -146,7 +168,7 @@ def _requirements() -> list[str]:
 def _build(image: Image, versions: Mapping[str, str]) -> None:
     store = open_folder(image.folder.parent)
     for old in store.iterdir():
-        if not old.is_symlink() and not _is_used(Image(old)):
+        if old.is_dir() and not old.is_symlink() and not _is_used(Image(old)):
             shutil.rmtree(old)  # of other versions, or left half done
     with tempfile.TemporaryDirectory(dir=store, prefix=".building-") as scratch:
         root, made = Path(scratch) / "root", Path(scratch) / "made"
@@ -154,7 +176,7 @@ def _build(image: Image, versions: Mapping[str, str]) -> None:
         with step("Installing a Debian for the nested host"):
             _install(root)
         with step("Setting up the nested host"):
-            _set_up(root, made)
+            _set_up(root, made, store)
         with step("Writing the nested host's disk"):
             _write_disk(root, made)
         with step("Fetching a newer QEMU, if Debian offers one"):
@@ -168,13 +190,17 @@ def _build(image: Image, versions: Mapping[str, str]) -> None:
 
 @contextmanager
 def using(image: Image) -> Iterator[None]:
-    """For as long as the block runs the image stays, also where another checkout builds one of its own."""
+    """For as long as the block runs, and a day, the image stays, also where another checkout builds one of its own."""
+    image.stamp.touch()
     with image.stamp.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
 def _is_used(image: Image) -> bool:
+    with suppress(OSError):
+        if time.time() - image.stamp.stat().st_mtime < _KEEP_SECONDS:
+            return True
     try:
         with image.stamp.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,7 +219,7 @@ def _install(root: Path) -> None:
     run([*command, *(source.line for source in debian.sources())], timeout=_BUILD_SECONDS)
 
 
-def _set_up(root: Path, made: Path) -> None:
+def _set_up(root: Path, made: Path, store: Path) -> None:
     for name, text in _FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,14 +231,23 @@ def _set_up(root: Path, made: Path) -> None:
     run([*inside, "useradd", "--create-home", "--shell", "/bin/bash", "--groups", "libvirt,kvm", "vagrant"])
     run([*inside, "systemctl", "enable", *_SERVICES])
     run([*inside, "systemctl", "mask", *_MASKED])
-    _let_in(root, made)
+    _let_in(root, made, _key(store))
     _add_python(root)
     _add_kernels(root, made)
 
 
-def _let_in(root: Path, made: Path) -> None:
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nested", "-f", str(made / "id")])
-    public = (made / "id.pub").read_text()
+def _key(store: Path) -> Path:
+    """The private key of all images here: with one for each, a host that outlives its image would be shut."""
+    key = store / "id"
+    if not key.with_suffix(".pub").exists():  # written last
+        key.unlink(missing_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nested", "-f", str(key)])
+    return key
+
+
+def _let_in(root: Path, made: Path, key: Path) -> None:
+    shutil.copy(key, made / "id")
+    public = key.with_suffix(".pub").read_text()
     for user, home in (("root", "root"), ("vagrant", "home/vagrant")):
         folder = root / home / ".ssh"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -232,6 +267,8 @@ def _add_python(root: Path) -> None:
         command += ["--platform", platform]
     command += ["--target", str(root / _PYTHON), *_requirements()]
     run(command, {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}, timeout=_BUILD_SECONDS)
+    # Otherwise each host that is booted compiles it again, emulated.
+    run(["chroot", str(root), "python3", "-m", "compileall", "-q", f"/{_PYTHON}"], timeout=_BUILD_SECONDS)
 
 
 def _add_kernels(root: Path, made: Path) -> None:
