@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from kvmctl.bootstrap.microguest import MicroGuest
     from kvmctl.hypervisor.connection import Hypervisor
 
-TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "twohosts", "nested")
+TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "twohosts", "nested", "vagrant")
 NEEDS_HYPERVISOR = {"golden", "paused", "booted"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+ON_REQUEST = "vagrant"
+"""The tier that runs only where it is asked for by name: it needs what nothing else does."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cheap tiers first; every test belongs to one."""
+    if ON_REQUEST not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker(ON_REQUEST)]
     for item in items:
         if not _tier(item):
             raise pytest.UsageError(f"{item.nodeid} has no tier: mark it with one of {', '.join(TIERS)}")

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
-from kvmctl.bootstrap import clean, demo, environment, setup
+from kvmctl.bootstrap import clean, demo, environment, setup, testing
 from kvmctl.bootstrap.nested import image, shell
 from kvmctl.bootstrap.progress import say
 from kvmctl.host.lock import lock
@@ -64,7 +63,11 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if options.command == "clean":
             clean.clean(options.all)
             return 0
-        machine = setup.prepare(tests=options.command in ("test", "nested"))
+        words = [argument for argument in rest if argument != "--"]
+        machine = setup.prepare(
+            tests=options.command in ("test", "nested"),
+            vagrant=options.command == "test" and testing.wants_vagrant(words),
+        )
         if options.command == "nested":
             image.ensure()
         if options.command == "demo":
@@ -75,22 +78,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             return 0
         if options.command == "test":
             clean.remove_test_leftovers()
-    words = [argument for argument in rest if argument != "--"]
-    return shell.run(words) if options.command == "nested" else _test(words)
-
-
-def _test(arguments: Sequence[str]) -> int:
-    """Run pytest on all of the tests but those of the nested host, or on what the arguments choose; its exit code."""
-    sys.stdout.flush()
-    chosen = arguments or ("-m", "not nested")
-    command = [str(environment.PYTHON), "-m", "pytest", "tests", *chosen]
-    with subprocess.Popen(command, cwd=environment.CHECKOUT, env=os.environ) as pytest:
-        try:
-            return pytest.wait()
-        except KeyboardInterrupt:
-            # It got the signal as well, and tidies up.
-            pytest.wait()
-            raise
+    return shell.run(words) if options.command == "nested" else testing.run(words)
 
 
 if __name__ == "__main__":

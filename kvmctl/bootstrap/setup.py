@@ -30,11 +30,11 @@ def check_root() -> None:
         )
 
 
-def prepare(tests: bool = False) -> Machine:
-    """Install what is missing, for the `tests` too, start libvirt, build the micro guest and find the accelerator
-    by booting it. What is there already takes no time. Raises KvmctlError with what is missing."""
+def prepare(tests: bool = False, vagrant: bool = False) -> Machine:
+    """Install what is missing, for the `tests` and `vagrant` too, start libvirt, build the micro guest and find the
+    accelerator by booting it. What is there already takes no time. Raises KvmctlError with what is missing."""
     check_root()
-    if missing := packages.missing(tests):
+    if missing := packages.missing(tests, vagrant):
         state.update(lambda known: replace(known, packages=tuple(dict.fromkeys((*known.packages, *missing)))))
         packages.install(missing)
     environment.ensure()

@@ -1,16 +1,15 @@
-"""One nested host for all tests of this tier, booted anew once if it dies of itself, which is reported."""
+"""One nested host for all tests of this tier. Where it dies of itself nothing more is run, and the exit code says so:
+that is not a test's failure, and `python3 -m kvmctl.bootstrap test` runs the tier once more."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 
 import pytest
-from _pytest.runner import runtestprotocol
 
 from kvmctl.bootstrap.nested import image
-from kvmctl.bootstrap.nested.host import Host, HostDiedError, booted
+from kvmctl.bootstrap.nested.host import EXIT_HOST_DIED, HostDiedError, booted
 from kvmctl.model.errors import KvmctlError
 from tests.conftest import cannot
 from tests.nested.support import Nested
@@ -22,19 +21,14 @@ class Keeper:
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
         self.current: Nested | None = None
-        self.died = ""
-        """What the host said last, where it died in the test that runs."""
-        self.gone = ""
-        """The same of the second one that died: no third is booted."""
-        self.replaced = False
+        self.died = False
+        self.failed = False
+        """Whether a test failed while its host lived."""
 
     def get(self) -> Nested:
         """The host, booted if there is none."""
-        if self.gone:
-            raise HostDiedError(f"the nested host has died twice, and is not booted again: {self.gone}")
         if self.current is None:
-            host: Host = self.stack.enter_context(booted(image.ensure()))
-            self.current = Nested(host)
+            self.current = Nested(self.stack.enter_context(booted(image.ensure())))
         return self.current
 
     def drop(self) -> None:
@@ -46,52 +40,30 @@ class Keeper:
 _keeper = Keeper()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """Run a test again, in a new host, where the emulated machine itself died in it; once in a run of tests."""
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    _keeper.died = ""
-    reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    if _keeper.died:
-        _keeper.drop()
-        said = _keeper.died.splitlines()[0]
-        if _keeper.replaced:
-            _keeper.gone = _keeper.gone or said
-        else:
-            _keeper.replaced = True
-            warnings.warn(f"the nested host died in {item.nodeid}, run again in a new one: {said}", stacklevel=1)
-            item._initrequest()  # type: ignore[attr-defined]
-            _keeper.died = ""
-            reports = runtestprotocol(item, nextitem=nextitem, log=False)
-            if _keeper.died:
-                _keeper.gone = _keeper.died.splitlines()[0]
-                _keeper.drop()
-    for report in reports:
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Note that the host died."""
+    """Note that the host died, and run no further test."""
     report = yield
     if call.excinfo and isinstance(call.excinfo.value, HostDiedError):
-        _keeper.died = _keeper.died or call.excinfo.value.message
+        _keeper.died = True
+        said = call.excinfo.value.message.splitlines()[0]
+        item.session.shouldstop = item.session.shouldstop or f"in {item.nodeid}: {said}"
+    elif call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
+        _keeper.failed = True
     return report
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _closing() -> Iterator[None]:
-    yield
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the host; its death is the session's result unless a test has failed without it."""
     _keeper.drop()
+    if _keeper.died and not _keeper.failed:
+        session.exitstatus = EXIT_HOST_DIED
 
 
 @pytest.fixture
 def nested() -> Iterator[Nested]:
     """The nested host, in which no guest is left afterwards, and devices have the drivers that they had."""
     try:
-        image.check_tools()
         found = _keeper.get()
     except HostDiedError:
         raise
@@ -100,3 +72,9 @@ def nested() -> Iterator[Nested]:
     before = found.drivers()
     yield found
     found.tidy(before)
+
+
+@pytest.fixture
+def alone() -> None:
+    """No nested host runs: the test boots one itself."""
+    _keeper.drop()

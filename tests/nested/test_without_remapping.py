@@ -11,8 +11,8 @@ from tests.nested.support import Nested
 pytestmark = pytest.mark.nested
 
 
+@pytest.mark.usefixtures("alone")
 def test_without_interrupt_remapping_nothing_is_bound() -> None:
-    image.check_tools()
     with booted(image.ensure(), remapping=False) as host:
         nested = Nested(host)
         card = nested.devices.e1000e

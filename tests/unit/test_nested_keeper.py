@@ -1,4 +1,4 @@
-"""What the nested tier does when its host dies: the same hooks, on a host that needs no booting."""
+"""What the nested tier does when its host dies, and what the bootstrap makes of that; no host is booted here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmctl.bootstrap import environment, testing
+from kvmctl.bootstrap.nested import image
+from kvmctl.bootstrap.nested.host import EXIT_HOST_DIED
+from kvmctl.model.errors import TimedOutError
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
@@ -15,79 +20,127 @@ CONFTEST = """
 import contextlib
 from tests.nested import conftest as real
 from tests.nested.conftest import *
-from tests.nested.conftest import _closing
-
-BOOTS = []
 
 @contextlib.contextmanager
 def booted(_image):
-    BOOTS.append(1)
-    print("booted", len(BOOTS))
+    print("booted")
     yield object()
+    print("ended")
 
 class Played:
     def __init__(self, _host):
-        self.number = len(BOOTS)
+        self.dead = False
     def drivers(self):
         return {}
     def tidy(self, _drivers):
-        if self.number in DYING:
+        self.ask()
+    def ask(self):
+        if self.dead:
             raise real.HostDiedError("it does not answer\\nits last words")
 
 real.booted, real.Nested = booted, Played
-real.image.check_tools = real.image.ensure = lambda: None
-DYING = set()
+real.image.ensure = lambda: None
 """
 TESTS = """
-from kvmctl.bootstrap.nested.host import HostDiedError
-
 def test_first(nested):
-    pass
+    assert not FIRST_FAILS
 
 def test_second(nested):
-    if nested.number in {dying}:
-        raise HostDiedError("it does not answer\\nits last words")
+    nested.dead = DIES
+    nested.ask()
 
 def test_third(nested):
-    assert nested.number
+    print("the third ran")
 """
 
 
-def run(folder: Path, dying: set[int]) -> str:
+def tier(folder: Path, dies: bool = False, first_fails: bool = False) -> tuple[int, str]:
+    """Exit code and output of a run of such tests."""
     (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "test_it.py").write_text(TESTS.format(dying=dying or "()"))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rA",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(folder),
-        str(folder),
-    ]
+    (folder / "test_it.py").write_text(TESTS.replace("DIES", str(dies)).replace("FIRST_FAILS", str(first_fails)))
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_a_host_that_lives_serves_all_tests(tmp_path: Path) -> None:
-    said = run(tmp_path, set())
+    code, said = tier(tmp_path)
+    assert (code, said.count("booted"), said.count("ended")) == (0, 1, 1)
     assert "3 passed" in said
-    assert "booted 2" not in said
-    assert "warning" not in said
 
 
-def test_a_host_that_dies_is_replaced_once_and_that_is_said(tmp_path: Path) -> None:
-    said = run(tmp_path, {1})
-    assert "3 passed, 1 warning" in said
-    assert "the nested host died in test_it.py::test_second, run again in a new one: it does not answer" in said
-    assert "booted 3" not in said
+def test_nothing_is_run_after_the_host_died_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    code, said = tier(tmp_path, dies=True)
+    assert (code, said.count("booted"), said.count("ended")) == (EXIT_HOST_DIED, 1, 1)
+    assert "in test_it.py::test_second: it does not answer" in said
+    assert "the third ran" not in said
 
 
-def test_after_the_second_death_no_test_waits_for_a_third(tmp_path: Path) -> None:
-    said = run(tmp_path, {1, 2, 3})
-    assert "has died twice, and is not booted again: it does not answer" in said
-    assert "1 failed, 1 passed, 1 warning, 1 error" in said
-    assert "booted 3" not in said
+def test_a_test_that_failed_before_the_host_died_is_a_failure(tmp_path: Path) -> None:
+    code, said = tier(tmp_path, dies=True, first_fails=True)
+    assert "in test_it.py::test_second: it does not answer" in said
+    assert code not in (0, EXIT_HOST_DIED)
+
+
+class Pytest:
+    """In the place of pytest: notes how it was called, and ends as it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls, self.codes, self.program = folder / "calls", folder / "codes", folder / "python"
+        self.program.write_text(
+            f'#!/bin/sh\necho "$*" >>{self.calls}\n'
+            f"code=$(head -n1 {self.codes}); sed -i 1d {self.codes}\n"
+            '[ "$code" = hangs ] && exec sleep 600\nexit $code\n'
+        )
+        self.program.chmod(0o755)
+
+    def run(self, arguments: list[str], *codes: object) -> int:
+        self.codes.write_text("".join(f"{code}\n" for code in codes))
+        self.calls.write_text("")
+        return testing.run(arguments)
+
+    def chosen(self) -> list[str]:
+        return [line.removeprefix("-m pytest tests ") for line in self.calls.read_text().splitlines()]
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pytest:
+    found = Pytest(tmp_path)
+    monkeypatch.setattr(environment, "PYTHON", found.program)
+    monkeypatch.setattr(image, "ensure", lambda: None)
+    return found
+
+
+def test_the_nested_tier_comes_last_and_both_results_count(played: Pytest) -> None:
+    assert played.run([], 0, 0) == 0
+    assert played.chosen() == ["-m not nested", "-m nested"]
+    assert played.run([], 1, 0) == 1
+    assert len(played.chosen()) == 2
+    assert played.run([], 0, 1) == 1
+
+
+def test_the_tier_is_run_once_more_when_its_host_died_only(played: Pytest, capsys: pytest.CaptureFixture[str]) -> None:
+    assert played.run(["-m", "nested", "-k", "card"], EXIT_HOST_DIED, 0) == 0
+    assert played.chosen() == ["-m nested -k card"] * 2
+    assert "of two nested hosts the first died, the second lived" in capsys.readouterr().err
+    assert played.run(["-m", "nested"], EXIT_HOST_DIED, EXIT_HOST_DIED, 0) == EXIT_HOST_DIED
+    assert len(played.chosen()) == 2
+    assert played.run(["-m", "nested"], 1, 0) == 1
+    assert len(played.chosen()) == 1
+
+
+def test_a_tier_that_hangs_is_ended(played: Pytest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "NESTED_SECONDS", 0.2)
+    with pytest.raises(TimedOutError, match=r"has not ended within 0\.2 s"):
+        played.run(["-m", "nested"], "hangs")
+
+
+def test_other_choices_build_no_image(played: Pytest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure() -> None:
+        raise AssertionError("an image was built")
+
+    monkeypatch.setattr(image, "ensure", ensure)
+    assert played.run(["-m", "unit"], 0) == 0
+    assert played.run(["tests/unit", "-q"], 0) == 0
+    assert testing.wants_vagrant(["-m", "vagrant", "-x"])
+    assert not testing.wants_vagrant(["-m", "not vagrant"])
