@@ -28,7 +28,7 @@ guests:
     cpu: {{count: 1}}
     memory: {{size: {memory}MiB}}
     boot: {{kernel: {folder}/vmlinuz, initrd: {folder}/initrd.gz, cmdline: "console=ttyS0 quiet"}}
-    state: stopped
+    state: {state}
     {more}
 """
 _HOSTDEV = """
@@ -130,17 +130,18 @@ class Nested:
     ) -> str:
         """Make a guest with these devices, and `more` in its file; its name."""
         name = f"{PREFIX}{what}"
-        text = _GUEST.format(name=name, folder=GUEST, memory=memory, more=more)
+        state = "running" if start and not addresses else "stopped"
+        text = _GUEST.format(name=name, folder=GUEST, memory=memory, more=more, state=state)
         self.kvmctl("apply", "-f", "-", stdin=text)
         for address in addresses:
             self.sh(f"virsh -q attach-device {name} /dev/stdin --config", stdin=hostdev(address, managed).encode())
-        if start:
+        if start and addresses:
             self.kvmctl("start", name)
         return name
 
     def stop(self, guest: str) -> None:
         """Pull a guest's plug."""
-        self.kvmctl("stop", "--force", "--timeout", "0s", guest)
+        self.sh(f"virsh -q destroy {guest}")
 
     def ask(self, guest: str, command: str, seconds: float = 90) -> str:
         """What a command prints in a guest, which must not fail there."""

@@ -60,19 +60,26 @@ def test_bad_addresses_have_their_exit_codes(nested: Nested) -> None:
     assert "there is no PCI device 0000:7f:00.0" in nested.kvmctl("pci", "bind", "7f:00.0", code=3).err
 
 
-@pytest.mark.parametrize("writes", [1, 2, 3])
-def test_a_bind_that_was_killed_is_settled_by_the_next_run(nested: Nested, writes: int) -> None:
-    card = nested.devices.e1000e
+def kill_in_bind(nested: Nested, card: str, writes: int) -> None:
     killed = nested.try_sh(f"python3 - {writes} pci bind {card}", stdin=KILLED.encode())
     assert killed.code in (137, 255)
     # The order alone, then no driver, then vfio-pci without a word in the journal that all is done.
     assert (nested.override(card), nested.driver(card)) == ("vfio-pci", ["e1000e", "", "vfio-pci"][writes - 1])
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_bind_that_was_killed_is_undone_by_restore(nested: Nested, writes: int) -> None:
+    card = nested.devices.e1000e
+    kill_in_bind(nested, card, writes)
     (row,) = nested.kvmctl("host", "restore", "-o", "json").json()
     assert (row["kind"], row["result"]) == ("pci-driver", "changed")
     assert (nested.override(card), nested.driver(card)) == ("(null)", "e1000e")
-    killed = nested.try_sh(f"python3 - {writes} pci bind {card}", stdin=KILLED.encode())
-    said = nested.kvmctl("pci", "bind", card).err
-    assert "a run that was interrupted had" in said
+
+
+def test_a_bind_that_was_killed_is_settled_by_the_next_run(nested: Nested) -> None:
+    card = nested.devices.e1000e
+    kill_in_bind(nested, card, 2)
+    assert "a run that was interrupted had" in nested.kvmctl("pci", "bind", card).err
     assert nested.driver(card) == "vfio-pci"
     nested.kvmctl("pci", "release", card)
     assert (nested.override(card), nested.driver(card)) == ("(null)", "e1000e")

@@ -31,21 +31,45 @@ def read(nested: Nested, path: str) -> str:
     return nested.sh(f"cat '{path}'").strip()
 
 
-def test_shares_are_the_weight_of_the_scope_and_a_limit_is_its_quota(nested: Nested) -> None:
-    guest = nested.guest("weights")
+def stat(nested: Nested, path: str, key: str) -> int:
+    """A number of a control group's cpu.stat."""
+    return int(read(nested, f"{path}/cpu.stat").partition(f"{key} ")[2].split()[0])
+
+
+def test_shares_are_the_weight_of_the_scope_and_share_a_processor(nested: Nested) -> None:
+    paths = {}
+    for what, shares in (("more", 4000), ("less", 1000)):
+        guest = nested.guest(what)
+        nested.kvmctl("set", guest, f"cpu.shares={shares}", "cpu.pin=0")
+        paths[what] = scope(nested, guest)
+        assert read(nested, f"{paths[what]}/cpu.weight") == str(shares)
+        nested.ask(guest, "while :; do :; done &")
+    before = {what: stat(nested, path, "usage_usec") for what, path in paths.items()}
+    used = nested.until(
+        lambda: {what: stat(nested, path, "usage_usec") - before[what] for what, path in paths.items()},
+        lambda found: sum(found.values()) > 6_000_000,
+        90,
+        "the processor time of both",
+    )
+    assert used["more"] > 2 * used["less"]
+    found = {row["name"]: row["weight"] for row in nested.kvmctl("cpu", "-o", "json").json()["guests"]}
+    assert sorted(found.values()) == [1000, 4000]
+
+
+def test_a_limit_is_a_quota_and_binds_and_both_come_again_at_the_next_start(nested: Nested) -> None:
+    guest = nested.guest("limited")
     path = scope(nested, guest)
-    nested.kvmctl("set", guest, "cpu.shares=3000")
-    assert read(nested, f"{path}/cpu.weight") == "3000"
-    nested.kvmctl("set", guest, "cpu.limit=50%")
+    nested.kvmctl("set", guest, "cpu.limit=50%", "cpu.shares=3000")
     # Of all the guest's threads together: they are below this directory.
     quota, period = map(int, read(nested, f"{path}/libvirt/cpu.max").split())
     assert quota * 2 == period
-    (row,) = [row for row in nested.kvmctl("cpu", "-o", "json").json()["guests"] if row["name"] == guest]
-    assert row["weight"] == 3000
+    nested.ask(guest, "while :; do :; done &")
+    nested.until(lambda: stat(nested, f"{path}/libvirt", "nr_throttled"), bool, 60, "the times that it was held back")
     nested.stop(guest)
     nested.kvmctl("start", guest)
     path = scope(nested, guest)
     assert read(nested, f"{path}/cpu.weight") == "3000"
+    assert read(nested, f"{path}/libvirt/cpu.max").split()[0] == str(quota)
     nested.kvmctl("set", guest, "cpu.limit=unlimited")
     assert read(nested, f"{path}/libvirt/cpu.max").split()[0] == "max"
 
