@@ -34,6 +34,7 @@ def build() -> Path:
         packages.install(missing)
     environment.ensure()
     found = image.ensure()
+    microguest.point(found.folder.parent / "current", found.folder)
     box = found.folder / "box"
     if not (box / "box.json").exists():
         with step("Packing the box"), tempfile.TemporaryDirectory(dir=found.folder, prefix=".packing-") as scratch:
