@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -83,24 +84,28 @@ def test_a_test_that_failed_before_the_host_died_is_a_failure(tmp_path: Path) ->
 
 
 class Pytest:
-    """In the place of pytest: notes how it was called, and ends as it is told."""
+    """In the place of pytest: notes how it was called, and ends as it is told, for each part of each attempt."""
 
     def __init__(self, folder: Path) -> None:
-        self.calls, self.codes, self.program = folder / "calls", folder / "codes", folder / "python"
+        self.folder, self.program = folder, folder / "python"
         self.program.write_text(
-            f'#!/bin/sh\necho "$*" >>{self.calls}\n'
-            f"code=$(head -n1 {self.codes}); sed -i 1d {self.codes}\n"
+            f"#!/bin/sh\ncd {folder}\npart=${{{testing.PART}:-0/1}}; part=${{part%/*}}\n"
+            'echo "$*" >>calls.$part; echo "said by $part"\n'
+            "code=$(head -n1 codes.$part); sed -i 1d codes.$part\n"
             '[ "$code" = hangs ] && exec sleep 600\nexit $code\n'
         )
         self.program.chmod(0o755)
 
-    def run(self, arguments: list[str], *codes: object) -> int:
-        self.codes.write_text("".join(f"{code}\n" for code in codes))
-        self.calls.write_text("")
+    def run(self, arguments: list[str], first: Sequence[object], second: Sequence[object] = ()) -> int:
+        """The exit code where the first part, and all that has no parts, ends with `first`, and the second so."""
+        for number, codes in enumerate((first, second)):
+            (self.folder / f"codes.{number}").write_text("".join(f"{code}\n" for code in codes))
+            (self.folder / f"calls.{number}").write_text("")
         return testing.run(arguments)
 
-    def chosen(self) -> list[str]:
-        return [line.removeprefix("-m pytest tests ") for line in self.calls.read_text().splitlines()]
+    def chosen(self, part: int = 0) -> list[str]:
+        lines = (self.folder / f"calls.{part}").read_text().splitlines()
+        return [line.removeprefix("-m pytest tests ") for line in lines]
 
 
 @pytest.fixture
@@ -111,28 +116,39 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pytest:
     return found
 
 
-def test_the_nested_tier_comes_last_and_both_results_count(played: Pytest) -> None:
-    assert played.run([], 0, 0) == 0
-    assert played.chosen() == ["-m not nested", "-m nested"]
-    assert played.run([], 1, 0) == 1
-    assert len(played.chosen()) == 2
-    assert played.run([], 0, 1) == 1
+def test_the_nested_tier_comes_last_in_two_parts_and_all_results_count(
+    played: Pytest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert played.run([], [0, 0], [0]) == 0
+    assert (played.chosen(), played.chosen(1)) == (["-m not nested", "-m nested"], ["-m nested"])
+    assert capfd.readouterr().out == "said by 0\nsaid by 0\nsaid by 1\n"
+    assert played.run([], [1, 0], [0]) == 1
+    assert played.chosen(1) == ["-m nested"]
+    assert played.run([], [0, 1], [0]) == 1
+    assert played.run([], [0, 0], [1]) == 1
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [(5, 0, 0), (0, 5, 0), (5, 1, 1), (5, 5, 5)])
+def test_a_part_in_which_no_test_was_chosen_does_not_count(played: Pytest, first: int, second: int, code: int) -> None:
+    assert played.run(["-m", "nested", "-k", "card"], [first], [second]) == code
+    assert played.chosen() == played.chosen(1) == ["-m nested -k card"]
 
 
 def test_the_tier_is_run_once_more_when_its_host_died_only(played: Pytest, capsys: pytest.CaptureFixture[str]) -> None:
-    assert played.run(["-m", "nested", "-k", "card"], EXIT_HOST_DIED, 0) == 0
-    assert played.chosen() == ["-m nested -k card"] * 2
-    assert "of two nested hosts the first died, the second lived" in capsys.readouterr().err
-    assert played.run(["-m", "nested"], EXIT_HOST_DIED, EXIT_HOST_DIED, 0) == EXIT_HOST_DIED
+    assert played.run(["-m", "nested"], [0, 0], [EXIT_HOST_DIED, 0]) == 0
+    assert played.chosen() == played.chosen(1) == ["-m nested"] * 2
+    assert "a nested host itself died" in capsys.readouterr().err
+    died = [EXIT_HOST_DIED] * 3
+    assert played.run(["-m", "nested"], [0, 0, 0], died) == EXIT_HOST_DIED
     assert len(played.chosen()) == 2
-    assert played.run(["-m", "nested"], 1, 0) == 1
+    assert played.run(["-m", "nested"], [1, 0], died) == 1
     assert len(played.chosen()) == 1
 
 
 def test_a_tier_that_hangs_is_ended(played: Pytest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "NESTED_SECONDS", 0.2)
-    with pytest.raises(TimedOutError, match=r"has not ended within 0\.2 s"):
-        played.run(["-m", "nested"], "hangs")
+    monkeypatch.setattr(testing, "NESTED_SECONDS", 0.5)
+    with pytest.raises(TimedOutError, match=r"have not ended within 0\.5 s"):
+        played.run(["-m", "nested"], [0], ["hangs"])
 
 
 def test_other_choices_build_no_image(played: Pytest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +156,7 @@ def test_other_choices_build_no_image(played: Pytest, monkeypatch: pytest.Monkey
         raise AssertionError("an image was built")
 
     monkeypatch.setattr(image, "ensure", ensure)
-    assert played.run(["-m", "unit"], 0) == 0
-    assert played.run(["tests/unit", "-q"], 0) == 0
+    assert played.run(["-m", "unit"], [0]) == 0
+    assert played.run(["tests/unit", "-q"], [0]) == 0
     assert testing.wants_vagrant(["-m", "vagrant", "-x"])
     assert not testing.wants_vagrant(["-m", "not vagrant"])
