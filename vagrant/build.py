@@ -72,10 +72,9 @@ def _tell(box: Path) -> None:
     """Write what depends on this machine, beside the box."""
     guest = microguest.ensure()
     verdict = accelerator.resolve(guest.kernel)
-    own = host.own_emulator()
     known = {
         "driver": "kvm" if verdict.name == "kvm" else "qemu",
-        "cpus": own.processors if verdict.name != "kvm" else 2,
+        "cpus": host.PROCESSORS if verdict.name != "kvm" else 2,
     }
     write_atomic(box / "machine.json", json.dumps(known), 0o644)
 

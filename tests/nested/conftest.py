@@ -31,6 +31,10 @@ class Keeper:
             self.current = Nested(self.stack.enter_context(booted(image.ensure())))
         return self.current
 
+    def illness(self) -> str:
+        """What the kernel of the host that runs has said, if it is that which makes tests fail."""
+        return self.current.host.illness() if self.current else ""
+
     def drop(self) -> None:
         """End it."""
         self.current = None
@@ -44,11 +48,13 @@ _keeper = Keeper()
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Note that the host died, and run no further test."""
     report = yield
-    if call.excinfo and isinstance(call.excinfo.value, HostDiedError):
+    if not call.excinfo or call.excinfo.errisinstance(pytest.skip.Exception):
+        return report
+    error = call.excinfo.value
+    if said := error.message if isinstance(error, HostDiedError) else _keeper.illness():
         _keeper.died = True
-        said = call.excinfo.value.message.splitlines()[0]
-        item.session.shouldstop = item.session.shouldstop or f"in {item.nodeid}: {said}"
-    elif call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
+        item.session.shouldstop = item.session.shouldstop or f"in {item.nodeid}: {said.splitlines()[0]}"
+    else:
         _keeper.failed = True
     return report
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 
 def words(folder: Path, remapping: bool = True) -> str:
-    return " ".join(command(Image(folder), Emulator("qemu", None, "10.0.2", 2), folder, 2222, remapping))
+    return " ".join(command(Image(folder), Emulator("qemu", None, "10.0.2"), folder, 2222, remapping))
 
 
 def test_each_device_to_be_given_away_is_behind_a_port_of_its_own(tmp_path: Path) -> None:
@@ -49,13 +50,40 @@ def test_only_the_loopback_lets_anybody_in(tmp_path: Path) -> None:
     assert forwards == ["tcp:127.0.0.1:2222-:22"]
 
 
-@pytest.mark.parametrize(("version", "processors"), [("7.2.22", 1), ("10.0.2", 2), ("11.1.0", 2)])
-def test_an_old_emulator_gives_it_one_processor(tmp_path: Path, version: str, processors: int) -> None:
+@pytest.mark.parametrize("version", ["7.2.22", "10.0.2"])
+def test_the_emulators_version_is_found(tmp_path: Path, version: str) -> None:
     program = tmp_path / "qemu"
     program.write_text(f"#!/bin/sh\necho QEMU emulator version {version} '(Debian 1:{version})'\n")
     program.chmod(0o755)
-    found = host._emulator(str(program), None)
-    assert (found.version, found.processors) == (version, processors)
+    assert host._emulator(str(program), None).version == version
+
+
+@pytest.mark.parametrize(
+    ("line", "ill"),
+    [
+        ("[  328.5] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", True),
+        ("[   40.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [qemu:12]", True),
+        ("[    9.0] Kernel panic - not syncing: Fatal exception", True),
+        ("[   87.4] kvm [464]: vcpu0, guest rIP: 0xffffffffa4e7e744 Unhandled WRMSR(0xc0010007) = 0xffff", False),
+    ],
+)
+def test_what_the_kernel_says_tells_an_ill_host(tmp_path: Path, line: str, ill: bool) -> None:
+    found = object.__new__(host.Host)
+    found.folder = tmp_path
+    assert found.illness() == ""
+    (tmp_path / "console.log").write_text(f"nested login: \r\n{line}\r\nmore\n")
+    assert found.illness() == (line if ill else "")
+
+
+def test_the_folder_of_a_host_whose_maker_was_killed_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = {f"kvmctl-nested-{os.getpid()}-a", "kvmctl-nested-4194399-b", "kvmctl-nested-other", "else"}
+    for name in names:
+        (tmp_path / name).mkdir()
+    host.remove_leftovers()
+    assert {path.name for path in tmp_path.iterdir()} == names - {"kvmctl-nested-4194399-b"}
 
 
 def test_what_is_copied_into_it_is_kvmctl_and_nothing_else() -> None:

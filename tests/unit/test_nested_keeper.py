@@ -30,7 +30,10 @@ def booted(_image):
 
 class Played:
     def __init__(self, _host):
-        self.dead = False
+        self.dead, self.host = False, self
+        self.said = ""
+    def illness(self):
+        return self.said
     def drivers(self):
         return {}
     def tidy(self, _drivers):
@@ -49,16 +52,19 @@ def test_first(nested):
 def test_second(nested):
     nested.dead = DIES
     nested.ask()
+    nested.said = ILL and "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"
+    assert not ILL
 
 def test_third(nested):
     print("the third ran")
 """
 
 
-def tier(folder: Path, dies: bool = False, first_fails: bool = False) -> tuple[int, str]:
+def tier(folder: Path, dies: bool = False, ill: bool = False, first_fails: bool = False) -> tuple[int, str]:
     """Exit code and output of a run of such tests."""
     (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "test_it.py").write_text(TESTS.replace("DIES", str(dies)).replace("FIRST_FAILS", str(first_fails)))
+    settings = f"DIES, ILL, FIRST_FAILS = {dies}, {ill}, {first_fails}\n"
+    (folder / "test_it.py").write_text(settings + TESTS)
     command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -75,6 +81,12 @@ def test_nothing_is_run_after_the_host_died_and_the_exit_code_says_so(tmp_path: 
     assert (code, said.count("booted"), said.count("ended")) == (EXIT_HOST_DIED, 1, 1)
     assert "in test_it.py::test_second: it does not answer" in said
     assert "the third ran" not in said
+
+
+def test_a_test_that_fails_on_a_host_whose_kernel_hangs_is_no_failure(tmp_path: Path) -> None:
+    code, said = tier(tmp_path, ill=True)
+    assert code == EXIT_HOST_DIED
+    assert "in test_it.py::test_second: rcu: INFO: rcu_preempt detected stalls" in said
 
 
 def test_a_test_that_failed_before_the_host_died_is_a_failure(tmp_path: Path) -> None:
