@@ -18,7 +18,7 @@ from kvmctl.bootstrap import cpio, environment, microguest, packages
 from kvmctl.bootstrap.microguest import CACHE, open_folder, point
 from kvmctl.bootstrap.nested import debian
 from kvmctl.bootstrap.progress import run, step
-from kvmctl.host.files import write_atomic
+from kvmctl.host.files import make_private_directory, write_atomic
 from kvmctl.host.lock import lock
 from kvmctl.model.errors import KvmctlError
 
@@ -231,15 +231,16 @@ def _set_up(root: Path, made: Path, store: Path) -> None:
     run([*inside, "useradd", "--create-home", "--shell", "/bin/bash", "--groups", "libvirt,kvm", "vagrant"])
     run([*inside, "systemctl", "enable", *_SERVICES])
     run([*inside, "systemctl", "mask", *_MASKED])
-    _let_in(root, made, _key(store))
+    _let_in(root, made, _key(store.with_name("nested-key")))
     _add_python(root)
     _add_kernels(root, made)
 
 
-def _key(store: Path) -> Path:
-    """The private key of all images here: with one for each, a host that outlives its image would be shut."""
-    key = store / "id"
+def _key(folder: Path) -> Path:
+    """The private key of all images: with one for each, a host that outlives its image would be shut."""
+    key = folder / "id"
     if not key.with_suffix(".pub").exists():  # written last
+        make_private_directory(folder)
         key.unlink(missing_ok=True)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nested", "-f", str(key)])
     return key
