@@ -1,11 +1,18 @@
-"""Whether reservations can be kept. What is reserved is never more than there is."""
+"""Whether reservations can be kept. What is reserved is never more than there is.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+All is counted as it is shown, so that every refusal adds up: cores in thousandths, memory in whole MiB, what is needed
+rounded up and what there is rounded down.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 from kvmctl.model.promise import Promise
 from kvmctl.model.units import MIB, format_cores
-from kvmctl.policy.reclaim import guests_memory, least_available
+from kvmctl.policy.reclaim import LEAST_PART, guests_memory, least_available
+
+MOST_NAMED = 6
+"""Guests that a refusal names; what the others have stands in one sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +31,14 @@ def admit_cpu(
     """Whether a host of so many cores, of which it keeps `reserve`, holds the CPU reservations of the running guests
     and the candidates, by name.
 
-    A candidate of a running guest's name takes its place. Cores count in thousandths, as they are shown.
+    A candidate of a running guest's name takes its place.
     """
-    before = {name: promise.cpu_reservation for name, promise in running.items()}
-    after = before | {name: promise.cpu_reservation for name, promise in candidates.items()}
-    needed, spent = round(sum(after.values()), 3), round(sum(before.values()), 3)
-    capacity = round(cores - reserve, 3)
-    admitted = needed <= max(capacity, spent)
-    kept = f" ({format_cores(cores)} of the host less {format_cores(cores - capacity)} that it keeps)"
-    arithmetic = f"{_sum(after, needed, capacity, format_cores)} cores{kept if reserve else ''}"
-    return Verdict(admitted, needed, capacity, arithmetic)
+    before = {name: round(1000 * promise.cpu_reservation) for name, promise in running.items()}
+    asked = {name: round(1000 * promise.cpu_reservation) for name, promise in candidates.items()}
+    capacity = round(1000 * (cores - reserve))
+    kept = f" ({format_cores(cores)} of the host less {format_cores(cores - capacity / 1000)} that it keeps)"
+    found = _verdict(before, asked, capacity, "cores", _cores, kept if reserve else "")
+    return replace(found, sum=found.sum / 1000, capacity=found.capacity / 1000)
 
 
 def admit_memory(
@@ -44,13 +49,11 @@ def admit_memory(
 
     As `admit_cpu`.
     """
-    before = {name: promise.memory_reservation for name, promise in running.items()}
-    after = before | {name: promise.memory_reservation for name, promise in candidates.items()}
-    capacity = guests_memory(total) if room is None else room
-    needed = sum(after.values())
-    admitted = needed <= max(capacity, sum(before.values()))
-    kept = f"{_mib(total)} MiB of the host less {_mib(total - capacity)} that are not for guests"
-    return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, _mib)} MiB ({kept})")
+    before = {name: _up(promise.memory_reservation) for name, promise in running.items()}
+    asked = {name: _up(promise.memory_reservation) for name, promise in candidates.items()}
+    there, capacity = _down(total), _down(guests_memory(total) if room is None else room)
+    kept = f" ({there} MiB of the host less {there - capacity} that are not for guests)"
+    return _in_bytes(_verdict(before, asked, capacity, "MiB", str, kept))
 
 
 def admit_overcommit(
@@ -60,46 +63,86 @@ def admit_overcommit(
 
     As `admit_cpu`: what runs already is not refused for what it is.
     """
-    before = {name: promise.memory_max for name, promise in running.items()}
-    after = before | {name: promise.memory_max for name, promise in candidates.items()}
-    capacity, needed = round(ratio * room), sum(after.values())
-    admitted = needed <= max(capacity, sum(before.values()))
-    kept = f"{ratio:.0%} of the {_mib(room)} MiB for guests"
-    return Verdict(admitted, needed, capacity, f"{_sum(after, needed, capacity, _mib)} MiB ({kept})")
+    before = {name: _up(promise.memory_max) for name, promise in running.items()}
+    asked = {name: _up(promise.memory_max) for name, promise in candidates.items()}
+    kept = f" ({_percent(ratio)} of the {_down(room)} MiB for guests)"
+    # Per cent have two decimals at most, which a product of floats would blur.
+    capacity = round(10_000 * ratio) * _down(room) // 10_000
+    return _in_bytes(_verdict(before, asked, capacity, "MiB", str, kept))
 
 
 def admit_unshare(saved: int, ballooned: int, cover: float, available: int, swap_free: int, growth: int = 0) -> Verdict:
     """Whether free memory and swap cover the part `cover` of what would be needed back at once, were all that is
     merged written to and all balloons let go; and what is given back now, `growth`, whole. Bytes."""
-    left = max(0, ballooned - growth)
-    needed, capacity = round(cover * (saved + left)) + growth, available + swap_free
-    relation = ">" if needed > capacity else "<="
+    now, merged, left = _up(growth), _up(saved), _up(max(0, ballooned - growth))
+    needed = now - round(10_000 * cover) * (merged + left) // -10_000
+    free, swap = _down(available), _down(swap_free)
+    relation = ">" if needed > free + swap else "<="
     arithmetic = (
-        f"{f'{_mib(growth)} more now + ' if growth else ''}{cover:.0%} of {_mib(saved)} merged + {_mib(left)} "
-        f"ballooned away = {_mib(needed)} {relation} "
-        f"{_mib(capacity)} MiB ({_mib(available)} available + {_mib(swap_free)} of swap)"
+        f"{f'{now} to be given back now + ' if growth else ''}{_percent(cover)} of ({merged} merged + {left} ballooned "
+        f"away) = {needed} {relation} {free + swap} MiB ({free} available + {swap} of swap)"
     )
-    return Verdict(needed <= capacity, needed, capacity, arithmetic)
+    return _in_bytes(Verdict(needed <= free + swap, needed, free + swap, arithmetic))
 
 
 def admit_state(available: int, reserve: int, taken: int = 0, swap_free: int = 0) -> Verdict:
     """Whether the host, with so many bytes available, is not so short of memory that nothing more may be started; nor
     becomes so by what is going to be `taken` at once, half of which may go to swap while it is taken."""
-    least, swapped = least_available(reserve), min(taken // 2, swap_free)
-    left = available - taken + swapped
-    begin = f" - {_mib(taken)} to begin with" if taken else ""
-    swap = f" + {_mib(swapped)} to swap" if swapped else ""
+    there, begun, least = _down(available), _up(taken), _up(least_available(reserve))
+    swapped = min(begun // 2, _down(swap_free))
+    left = there - begun + swapped
+    begin = f" - {begun} to begin with" if begun else ""
+    swap = f" + {swapped} to swap" if swapped else ""
     arithmetic = (
-        f"{_mib(available)} MiB available{begin}{swap} {'<' if left < least else '>='} {_mib(least)}, "
-        f"a part of the {_mib(reserve)} it keeps"
+        f"{there}{begin}{swap}{f' = {left}' if begun else ''} MiB available {'<' if left < least else '>='} {least}, "
+        f"{_percent(LEAST_PART)} of the {_up(reserve)} that the host keeps"
     )
-    return Verdict(left >= least, least + taken - swapped, available, arithmetic)
+    return _in_bytes(Verdict(left >= least, least + begun - swapped, there, arithmetic))
 
 
-def _sum(terms: Mapping[str, float], needed: float, capacity: float, show: Callable[[float], str]) -> str:
-    shown = " + ".join(f"{name} {show(value)}" for name, value in terms.items() if value)
-    return f"{shown or 'nothing'} = {show(needed)} {'>' if needed > capacity else '<='} {show(capacity)}"
+def _verdict(
+    before: Mapping[str, int],
+    asked: Mapping[str, int],
+    capacity: int,
+    unit: str,
+    show: Callable[[int], str],
+    kept: str,
+) -> Verdict:
+    """What makes it no worse is admitted, also where more was promised than there is."""
+    after = {**before, **asked}
+    needed = sum(after.values())
+    relation = ">" if needed > capacity else "<="
+    arithmetic = f"{_terms(after, asked, show)} = {show(needed)} {relation} {show(capacity)} {unit}{kept}"
+    return Verdict(needed <= max(capacity, sum(before.values())), needed, capacity, arithmetic)
 
 
-def _mib(size: float) -> str:
-    return f"{size / MIB:.0f}"
+def _terms(after: Mapping[str, int], asked: Collection[str], show: Callable[[int], str]) -> str:
+    """The sum's terms, by name: of many, those who are asked about and whoever has most."""
+    some = {name: value for name, value in after.items() if value}
+    first = sorted(some, key=lambda name: (name not in asked, -some[name]))
+    named = set(first if len(some) <= MOST_NAMED + 1 else first[:MOST_NAMED])
+    others = [value for name, value in some.items() if name not in named]
+    terms = [f"{name} {show(value)}" for name, value in some.items() if name in named]
+    if others:
+        terms.insert(0, f"{len(others)} guests {show(sum(others))}")
+    return " + ".join(terms) or "nothing"
+
+
+def _in_bytes(verdict: Verdict) -> Verdict:
+    return replace(verdict, sum=verdict.sum * MIB, capacity=verdict.capacity * MIB)
+
+
+def _up(size: int) -> int:
+    return -(-size // MIB)
+
+
+def _down(size: int) -> int:
+    return size // MIB
+
+
+def _cores(thousandths: int) -> str:
+    return format_cores(thousandths / 1000)
+
+
+def _percent(part: float) -> str:
+    return f"{round(100 * part, 2):g}%"

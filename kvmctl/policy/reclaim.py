@@ -15,6 +15,8 @@ haste, and at `low` nothing more is started."""
 THRESHOLDS: tuple[tuple[State, float], ...] = (("high", 4.0), ("clear", 1.0), ("soft", 0.64), ("hard", 0.32))
 """Available memory, as a multiple of what the host keeps, from which it is in each state; `low` is below all. ESXi's
 Mem.MinFree thresholds (VMware, vSphere Resource Management)."""
+LEAST_PART = dict(THRESHOLDS)["hard"]
+"""The part of what the host keeps below which it is in the state `low`."""
 _ORDER: tuple[State, ...] = (*(name for name, _part in THRESHOLDS), "low")
 HYSTERESIS = 1.1
 """A state is left for a better one where the threshold is exceeded by so much: else it would flap at each."""
@@ -69,7 +71,7 @@ def _of(available: int, reserve: int, factor: float) -> State:
 
 def least_available(reserve: int) -> int:
     """Bytes below which a host is in the state `low`."""
-    return round(dict(THRESHOLDS)["hard"] * reserve)
+    return round(LEAST_PART * reserve)
 
 
 def deficit(available: int, reserve: int) -> int:

@@ -1,7 +1,9 @@
 """What is reserved is never more than there is, and the refusal shows the sum."""
 
 import math
+import re
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -117,14 +119,17 @@ def test_free_memory_and_swap_cover_a_part_of_what_would_be_needed_back() -> Non
     assert admit_unshare(2 * GIB, 2 * GIB, 0.25, 512 * MIB, 512 * MIB).admitted
     verdict = admit_unshare(2 * GIB, 2 * GIB, 0.25, 512 * MIB, 511 * MIB)
     assert not verdict.admitted
-    assert verdict.arithmetic.startswith("25% of 2048 merged + 2048 ballooned away = 1024 > 1023 MiB")
+    assert verdict.arithmetic.startswith("25% of (2048 merged + 2048 ballooned away) = 1024 > 1023 MiB")
 
 
 def test_what_is_given_back_now_counts_whole_and_not_twice() -> None:
     assert admit_unshare(0, 2 * GIB, 0.25, GIB + 256 * MIB, 0, growth=GIB).admitted
     verdict = admit_unshare(0, 2 * GIB, 0.25, GIB + 256 * MIB - 1, 0, growth=GIB)
     assert not verdict.admitted
-    assert verdict.arithmetic.startswith("1024 more now + 25% of 0 merged + 1024 ballooned away = 1280 > 1280 MiB")
+    assert verdict.arithmetic == (
+        "1024 to be given back now + 25% of (0 merged + 1024 ballooned away) = 1280 > 1279 MiB "
+        "(1279 available + 0 of swap)"
+    )
     assert admit_unshare(0, 0, 0.25, GIB, 0, growth=GIB).admitted, "what was never ballooned away is not owed"
 
 
@@ -145,10 +150,78 @@ def test_what_a_start_takes_at_once_has_to_be_there_but_for_what_may_be_swapped(
     assert admit_state(384 * MIB, 200 * MIB, 320 * MIB).admitted
     short = admit_state(383 * MIB, 200 * MIB, 320 * MIB)
     assert not short.admitted
-    assert short.arithmetic == "383 MiB available - 320 to begin with < 64, a part of the 200 it keeps"
+    assert short.arithmetic == "383 - 320 to begin with = 63 MiB available < 64, 32% of the 200 that the host keeps"
     assert admit_state(224 * MIB, 200 * MIB, 320 * MIB, 8192 * MIB).admitted
     assert not admit_state(223 * MIB, 200 * MIB, 320 * MIB, 8192 * MIB).admitted
     assert not admit_state(224 * MIB, 200 * MIB, 320 * MIB, 100 * MIB).admitted
+
+
+def test_a_refusal_of_many_names_who_asks_and_the_largest_and_sums_the_rest() -> None:
+    running = {f"g{number}": memory(number * MIB) for number in range(1, 41)}
+    verdict = admit_memory(running, {"small": memory(MIB)}, 1 * GIB, room=512 * MIB)
+    assert verdict.arithmetic.startswith(
+        "35 guests 630 + g36 36 + g37 37 + g38 38 + g39 39 + g40 40 + small 1 = 821 > 512 MiB ("
+    )
+
+
+_ANY = st.integers(0, 1 << 42)
+
+
+def numbers(arithmetic: str) -> tuple[list[int], int, str, int]:
+    """The terms of a refusal's sum, the sum, the relation and what it is compared with."""
+    found = re.fullmatch(r"(?:(.*) = )?(\d+) (?:MiB available )?([<>]=?) (\d+)\b.*", arithmetic)
+    assert found, arithmetic
+    terms = [int(re.findall(r"\d+", term)[-1]) for term in (found[1] or "").split(" + ") if term != "nothing"]
+    return terms, int(found[2]), found[3], int(found[4])
+
+
+@given(st.lists(_ANY, min_size=1, max_size=12), _ANY, _ANY, st.floats(1.0, 100.0))
+def test_every_refusal_adds_up_as_it_is_shown(sizes: list[int], total: int, less: int, ratio: float) -> None:
+    running = {"n" + "a" * count: replace(memory(size), memory_max=size) for count, size in enumerate(sizes, 1)}
+    asked = {"n": replace(memory(sizes[0]), memory_max=sizes[0])}
+    room = max(0, total - less)
+    verdicts = [admit_memory(running, asked, total, room), admit_overcommit(running, asked, room, ratio)]
+    for verdict in verdicts:
+        terms, needed, relation, capacity = numbers(verdict.arithmetic)
+        assert sum(terms) == needed == verdict.sum / MIB
+        assert capacity == verdict.capacity / MIB
+        assert (relation == ">") == (needed > capacity)
+        assert verdict.admitted or relation == ">"
+    host, kept = map(int, re.findall(r"(\d+) MiB of the host less (-?\d+)", verdicts[0].arithmetic)[0])
+    assert host - kept == numbers(verdicts[0].arithmetic)[3]
+
+
+@given(_ANY, _ANY, st.integers(0, 10_000), _ANY, _ANY, _ANY)
+def test_what_would_be_needed_back_adds_up_as_it_is_shown(
+    shared: int, ballooned: int, cover: int, available: int, swap: int, growth: int
+) -> None:
+    verdict = admit_unshare(shared, ballooned, cover / 10_000, available, swap, growth)
+    found = re.fullmatch(
+        r"(?:(\d+) to be given back now \+ )?([\d.]+)% of \((\d+) merged \+ (\d+) ballooned away\) = "
+        r"(\d+) (<=|>) (\d+) MiB \((\d+) available \+ (\d+) of swap\)",
+        verdict.arithmetic,
+    )
+    assert found, verdict.arithmetic
+    now, merged, away, needed, there, free, of_swap = (int(found[n] or 0) for n in (1, 3, 4, 5, 7, 8, 9))
+    assert needed == now + math.ceil(Fraction(found[2]) / 100 * (merged + away))
+    assert there == free + of_swap
+    assert (found[6] == "<=") == (needed <= there) == verdict.admitted
+
+
+@given(_ANY, _ANY, _ANY, _ANY)
+def test_what_is_available_adds_up_as_it_is_shown(available: int, reserve: int, taken: int, swap: int) -> None:
+    verdict = admit_state(available, reserve, taken, swap)
+    found = re.fullmatch(
+        r"(\d+)(?: - (\d+) to begin with)?(?: \+ (\d+) to swap)?(?: = (-?\d+))? MiB available (<|>=) (\d+), "
+        r"32% of the (\d+) that the host keeps",
+        verdict.arithmetic,
+    )
+    assert found, verdict.arithmetic
+    there, begun, swapped, least, kept = (int(found[number] or 0) for number in (1, 2, 3, 6, 7))
+    left = there - begun + swapped
+    assert found[4] is None or int(found[4]) == left
+    assert (found[5] == ">=") == (left >= least) == verdict.admitted
+    assert abs(least - 0.32 * kept) <= 1
 
 
 @pytest.mark.parametrize(
