@@ -160,7 +160,7 @@ def snapshot(app: App, file: str) -> None:
     from kvmctl.host.files import write_atomic
 
     controller = Controller(app.hypervisor())
-    text = dump(Saved(controller.observer.observe().snapshot, controller.memory, controller.policy))
+    text = dump(Saved(controller.observe().snapshot, controller.memory, controller.policy))
     if file == "-":
         click.echo(text, nl=False)
     else:

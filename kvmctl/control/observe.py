@@ -14,12 +14,14 @@ from kvmctl.host import cgroup, counters, cpu, process, room
 from kvmctl.host import sample as host_sample
 from kvmctl.host.counters import Place
 from kvmctl.host.journal import Journal, boot_id
+from kvmctl.host.overhead import overhead
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import KvmctlError, NotFoundError, UnreachableError
 from kvmctl.model.host_sample import HostSample, ProcessSample, Snapshot
 from kvmctl.model.sample import ACTIVE, GuestSample
-from kvmctl.policy.memory import REPORT_SECONDS
+from kvmctl.policy import swapping
+from kvmctl.policy.memory import REPORT_SECONDS, kept_in_place
 from kvmctl.xml import reclaimable, tree
 
 
@@ -68,9 +70,10 @@ class Observer:
     def __post_init__(self) -> None:
         self._definitions = Definitions(self.hypervisor.local)
 
-    def observe(self, weights: Mapping[str, int] | None = None) -> Observed:
+    def observe(self, weights: Mapping[str, int] | None = None, closely: bool = False) -> Observed:
         """Everything that a tick decides from: one bulk call, and of each active guest its definition and a few of
-        the kernel's files, whose counters are read last and together. `weights` as for `again`. Raises
+        the kernel's files, whose counters are read last and together. `weights` as for `again`. `closely` adds what
+        QEMU itself takes of guests that have memory reserved and may be swapped, which takes longer. Raises
         UnreachableError; a guest that ends meanwhile is left out."""
         pairs = domains.samples_with_domains(self.hypervisor, measure=True)
         taken, clock, host = time.monotonic_ns(), time.time(), self._host()
@@ -97,7 +100,7 @@ class Observer:
         if places:
             taken, host = time.monotonic_ns(), replace(host, busy=cpu.busy())
         guests = [
-            _of_kernel(guest, place, process.memory_of(place.pid))
+            _with_memory(guest, place, closely)
             if (place := places.get(guest.name))
             else replace(guest, process=_elsewhere(handles[guest.name]))
             for guest in guests
@@ -152,6 +155,18 @@ def _reports(said: Mapping[str, Any], domain: Any, by_us: bool) -> int:
     if period or not said.get("has_balloon"):
         return period
     return REPORT_SECONDS if by_us else reclaimable.stats_period(tree.read(domains.live_definition(domain)))
+
+
+def _with_memory(guest: GuestSample, place: Place, closely: bool) -> GuestSample:
+    """The sample with the kernel's own counters, and what it says of the memory of its process, which is not read
+    between two ticks."""
+    found, size = process.memory_of(place.pid), guest.balloon.maximum
+    if not guest.memory_fixed and (why := kept_in_place(found, size)):
+        guest = replace(guest, memory_fixed=why)
+    reserved = guest.promise is not None and guest.promise.memory_reservation > 0
+    if closely and found and size and reserved and swapping.may_swap(guest):
+        found = replace(found, overhead=overhead(place.pid, size))
+    return _of_kernel(guest, place, found)
 
 
 def _elsewhere(domain: Any) -> ProcessSample | None:

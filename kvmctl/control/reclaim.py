@@ -17,7 +17,7 @@ from kvmctl.model.host_sample import Snapshot
 from kvmctl.model.reclaim import KsmAim, PageOut, ReclaimPlan
 from kvmctl.model.sample import GuestSample
 from kvmctl.model.trend import TrendPoint
-from kvmctl.model.units import human_size
+from kvmctl.model.units import MIB
 from kvmctl.policy.ksm import PAGE, saved, scan_rate
 from kvmctl.policy.memory_tick import guest_changes, swap_change
 
@@ -74,7 +74,7 @@ def make(plan: ReclaimPlan, now: Snapshot, handles: Mapping[str, Any], pager: Pa
     told = (_report(handles[change.guest], change, journal, keys[change.guest]) for change in plan.reports)
     moved = (_move(handles[change.guest], change, guests[change.guest]) for change in plan.balloons)
     scored = (_score(pids[change.guest], change) for change in plan.scores)
-    swapped = (_swap(one, pager) for one in plan.pageouts)
+    swapped = (outcome for one in plan.pageouts if (outcome := _swap(one, pager)))
     return (*_steer(plan.ksm, now, journal), *told, *moved, *scored, *swapped)
 
 
@@ -133,7 +133,8 @@ def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:
     return Outcome(change, "changed", change.reason, change.new)
 
 
-def _swap(one: PageOut, pager: Pager) -> Outcome:
+def _swap(one: PageOut, pager: Pager) -> Outcome | None:
+    """None where next to nothing went: what is cold is found out in one tick, and goes in a later one."""
     change = swap_change(one)
     try:
         moved = pager.page_out(one.pid, one.size, one.amount, one.haste, one.merged)
@@ -141,8 +142,9 @@ def _swap(one: PageOut, pager: Pager) -> Outcome:
         return Outcome(change, "not applied", BETWEEN, one.swapped)
     except KvmctlError as error:
         return Outcome(change, "not applied", error.message, one.swapped)
-    # What is cold is found out in one tick and goes in the next.
-    return Outcome(change, "changed", f"{change.reason}; {human_size(moved.moved)} went", one.swapped + moved.moved)
+    if moved.moved < MIB:
+        return None
+    return Outcome(replace(change, new=one.swapped + moved.moved), "changed", change.reason, one.swapped + moved.moved)
 
 
 def point(state: str | None, now: Snapshot) -> TrendPoint:

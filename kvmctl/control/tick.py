@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -88,9 +88,15 @@ class Controller:
         moved.memory, moved._at_tick, moved.note, moved._pager = self.memory, self._at_tick, "", self._pager
         return moved
 
+    def observe(self, weights: Mapping[str, int] | None = None) -> Observed:
+        """What there is to be decided from; more closely where the host was short of memory at the last tick.
+        `weights` as for `Observer.observe`."""
+        before = self.memory.reclaim if self.memory else None
+        return self.observer.observe(weights, closely=before is not None and before.short > 0)
+
     def plan(self) -> Ticked:
         """Observe and decide, and change nothing."""
-        observed = self.observer.observe()
+        observed = self.observe()
         return self._decide(observed, ground.plan(observed, self._at_tick, self.policy))
 
     def _decide(self, observed: Observed, below: GroundPlan) -> Ticked:
@@ -101,7 +107,7 @@ class Controller:
     def tick(self) -> Ticked:
         """One whole round, under the hypervisor's lock. Raises LockedError where that is not to be had in time."""
         with self._locked():
-            observed = self.observer.observe(self._weights)
+            observed = self.observe(self._weights)
             below = ground.plan(observed, self._at_tick, self.policy)
             outcomes = ground.make(below)
             if self.trimming:

@@ -12,7 +12,7 @@ from kvmctl.host.files import PAGE_SIZE, read_figures, read_int, read_permitted,
 from kvmctl.model.host_sample import ProcessSample
 
 _PROC = Path("/proc")
-_STATUS_FIGURE = re.compile(rb"^(VmRSS|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+_STATUS_FIGURE = re.compile(rb"^(VmRSS|VmSwap|VmPTE|VmLck|VmPin|HugetlbPages):\s+(\d+) kB$", re.MULTILINE)
 _KSM_FIGURE = re.compile(rb"^(ksm_merging_pages|ksm_process_profit|ksm_rmap_items) (-?\d+)$", re.MULTILINE)
 _RMAP_ITEM = 64
 """Bytes that the kernel keeps for each page it follows; its own `ksm_process_profit` counts them so."""
@@ -70,6 +70,9 @@ def memory_of(pid: int, proc: Path = _PROC) -> ProcessSample | None:
         page_tables=sizes.get(b"VmPTE"),
         oom_score_adj=oom_score_adj(pid, proc),
         major_faults=int(fields[9]) if len(fields) > 9 else None,
+        # Which of both a device's driver counts in depends on the kernel.
+        locked=max(sizes.get(b"VmLck", 0), sizes.get(b"VmPin", 0)),
+        hugetlb=sizes.get(b"HugetlbPages"),
     )
 
 

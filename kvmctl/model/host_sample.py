@@ -24,6 +24,12 @@ class ProcessSample:
     """What the kernel adds to the badness of the process when memory has run out."""
     major_faults: int | None = None
     """How often the process had to wait for a page from swap or disk."""
+    locked: int | None = None
+    """What of its memory cannot leave the host's; a device that is passed through has all of it locked or pinned."""
+    hugetlb: int | None = None
+    """What it has of huge pages, which `rss` does not count."""
+    overhead: int | None = None
+    """What of `rss` is QEMU's own and not the guest's; not known unless it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from kvmctl.model.change import Change
 
+SHORT = ("soft", "hard", "low")
+"""The states in which a host is short of memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReclaimGuest:

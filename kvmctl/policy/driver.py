@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvmctl.model.reclaim import ReclaimGuest
-from kvmctl.model.sample import BalloonSample
+from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import MIB
+from kvmctl.policy.memory import is_fresh
 
 STUCK_SECONDS = 20.0
 """For how long a balloon that is to be filled may stand still. A driver fills it by the MiB and tries again five times
@@ -17,10 +18,29 @@ AGAIN_SECONDS = 300.0
 """After how long such a balloon is tried again."""
 
 
+def left_alone(guest: GuestSample, clock: float) -> str:
+    """Why a guest's balloon is not moved at `clock`, in seconds since the epoch; empty where it may be."""
+    stats = guest.balloon
+    if guest.promise is not None and not guest.promise.rebalance:
+        return "it opted out (rebalance: false)"
+    if guest.memory_fixed:
+        return guest.memory_fixed
+    if not stats.last_update or stats.current is None:
+        return "no balloon driver in the guest has reported"
+    if not is_fresh(stats, clock, guest.stats_period):
+        return f"what its balloon driver last said is {clock - stats.last_update:.0f} s old"
+    if stats.usable is None:
+        return "its balloon driver does not say how much memory is usable"
+    return impossible(stats)
+
+
 def impossible(stats: BalloonSample) -> str:
     """Why what the driver said cannot be so now; empty where it can."""
     if stats.usable is None or stats.current is None:
         return ""
+    if stats.maximum is not None and stats.current > stats.maximum:
+        # A guest writes how much its balloon holds, and QEMU takes any number.
+        return "its balloon driver says that it has more memory than it was started with"
     if stats.usable > stats.current:
         # Also for a moment after the balloon was filled: what was said before that says nothing of what is left.
         return "what its balloon driver last said is usable is more than its balloon leaves it"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.sample import BalloonSample
 from kvmctl.model.units import GIB, MIB
@@ -44,11 +45,24 @@ def is_fresh(balloon: BalloonSample, clock: float, period: int) -> bool:
     return clock - balloon.last_update <= STALE_PERIODS * period
 
 
+def kept_in_place(process: ProcessSample | None, size: int | None) -> str:
+    """Why the memory of a guest of `size` bytes stays where it is, as the kernel has it now: somebody may have changed
+    the running guest, or its definition since it was started. Empty where it can be taken."""
+    if process is None or not size:
+        return ""
+    if (process.locked or 0) > size // 2:
+        return "it is locked, as by a device that is passed through to it"
+    return "it is on huge pages" if (process.hugetlb or 0) > size // 2 else ""
+
+
 def used(balloon: BalloonSample) -> int | None:
-    """Bytes that the guest cannot do without right now: all it sees, less what it calls usable."""
-    if balloon.available is None or balloon.usable is None:
+    """Bytes that the guest cannot do without right now: all that its balloon leaves it, less what it calls usable.
+
+    Not less than what it sees (`available`): of that a balloon takes nothing where it is let go when memory runs out.
+    """
+    if balloon.current is None or balloon.usable is None:
         return None
-    return balloon.available - balloon.usable
+    return max(0, balloon.current - balloon.usable)
 
 
 def overcommit_ratio(configured: Iterable[int | None], total: int) -> float | None:

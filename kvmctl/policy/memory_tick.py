@@ -8,24 +8,18 @@ from dataclasses import dataclass, replace
 from kvmctl.model.change import Change
 from kvmctl.model.host_sample import HostSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
-from kvmctl.model.reclaim import PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
+from kvmctl.model.reclaim import SHORT, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import GuestSample
-from kvmctl.model.units import MIB, human_size
-from kvmctl.policy import balloon, driver, reclaim, sharing
+from kvmctl.model.units import human_size
+from kvmctl.policy import balloon, driver, reclaim, sharing, swapping
 from kvmctl.policy.balloon import BalloonClaim
-from kvmctl.policy.memory import REPORT_SECONDS, is_fresh, reserve_of
+from kvmctl.policy.memory import REPORT_SECONDS, reserve_of
+from kvmctl.policy.swapping import Candidate, Swapping
 
-SHORT = ("soft", "hard", "low")
 MOST_DOUBLED = 3
 """How often what is taken is doubled while the host stays short."""
-SWAP_STEP: Mapping[str, int] = {"soft": 64 * MIB, "hard": 192 * MIB, "low": 384 * MIB}
-"""Bytes that one tick swaps at most."""
-MOST_STALLED = 0.2
-"""The part of the time some task waited for memory from which nothing more is swapped: it is being read back."""
 MOST_HOST_FAULTS = 400.0
 """Major faults a second of a guest's process from which it is left alone: what was swapped is being used."""
-SWAP_KEPT = 0.05
-"""The part of swap that is left free for the kernel's own need."""
 LONGEST = 120.0
 """Seconds between two looks after which counters say nothing about now."""
 
@@ -65,7 +59,7 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     short = _Short(acting, host, reserve, before.short if before and seconds else 0)
     balloons, missing = _balloons(seen, short, now.taken) if policy.balloon == "manage" else ((), short.due)
     stalled = _stalled(host, before, seconds)
-    pageouts = _pageouts(seen, short, missing, stalled) if policy.swap == "manage" else ()
+    swapped = _swapping(seen, balloons, short, missing, stalled, policy)
     memory = ReclaimMemory(
         taken=now.taken,
         boot=now.boot,
@@ -76,10 +70,10 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     )
     memory, aim = sharing.decide(now, before, memory, policy)
     scores = tuple(_scores(guests))
-    notes = tuple(_notes(seen, found, missing, host))
+    notes = tuple(_notes(seen, found, missing, swapped.why_not))
     alert = short.state in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
     reports = tuple(_reports(guests)) if policy.balloon == "manage" else ()
-    return ReclaimPlan(found, balloons, aim, scores, pageouts, notes, memory, alert, reports)
+    return ReclaimPlan(found, balloons, aim, scores, swapped.pageouts, notes, memory, alert, reports)
 
 
 def least_of(host: HostSample) -> int:
@@ -135,7 +129,7 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     thrashes = host_rate is not None and host_rate > MOST_HOST_FAULTS
     if stats.current is not None:
         memory = driver.followed(memory, stats.current, now.taken)
-    why = _left_alone(guest, now.clock)
+    why = driver.left_alone(guest, now.clock)
     if why:
         return _Seen(guest, None, None, why, pressed=False, thrashes=thrashes, memory=memory)
     assert stats.current is not None
@@ -159,22 +153,6 @@ def _claim(guest: GuestSample, size: int, said_of: int, *, keep_cache: bool) -> 
     return BalloonClaim(guest.name, promise.memory_shares, floor, stats.current, size, used)
 
 
-def _left_alone(guest: GuestSample, clock: float) -> str:
-    """Why a guest's balloon is not moved; empty where it may be."""
-    stats = guest.balloon
-    if guest.promise is not None and not guest.promise.rebalance:
-        return "it opted out (rebalance: false)"
-    if guest.memory_fixed:
-        return guest.memory_fixed
-    if not stats.last_update or stats.current is None:
-        return "no balloon driver in the guest has reported"
-    if not is_fresh(stats, clock, guest.stats_period):
-        return f"what its balloon driver last said is {clock - stats.last_update:.0f} s old"
-    if stats.usable is None:
-        return "its balloon driver does not say how much memory is usable"
-    return driver.impossible(stats)
-
-
 def _rate(old: int | None, new: int | None, seconds: float) -> float | None:
     return None if old is None or new is None or not seconds or new < old else (new - old) / seconds
 
@@ -192,9 +170,9 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     if missing:
         reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
     if short.state in SHORT or missing:
-        smaller, freed = _smaller([one for one in idle if not one.stuck], short.goal + missing)
+        smaller, needs, freed = _smaller([one for one in idle if not one.stuck], short.goal + missing)
         missing = max(0, short.due + missing - freed)
-        reasons |= {name: _why_smaller(claims[name], short.why, idle) for name in smaller}
+        reasons |= {name: _why_smaller(claims[name], needs[name], short.why, idle) for name in smaller}
         targets |= smaller
     elif room := reclaim.surplus(short.free - min(wanted, last), short.reserve):
         squeezed = [
@@ -211,26 +189,29 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     return changes, missing
 
 
-def _smaller(idle: Sequence[_Seen], due: int) -> tuple[dict[str, int], int]:
-    """Targets by name, and the bytes that they free: page cache goes only where nothing else suffices."""
+def _smaller(idle: Sequence[_Seen], due: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """Targets by name, what each then counts as needing, and the bytes that they free: page cache goes only where
+    nothing else suffices."""
     targets: dict[str, int] = {}
+    needs: dict[str, int] = {}
     freed = 0
     for claims in ([one.claim for one in idle if one.claim], [one.lean for one in idle if one.lean]):
         targets = balloon.coarse(claims, balloon.shrunk(claims, due))
+        needs = {claim.name: claim.need for claim in claims}
         freed = sum(claim.actual - targets[claim.name] for claim in claims)
         if freed >= due:
             break
-    return targets, freed
+    return targets, needs, freed
 
 
 def _is_worth(claim: BalloonClaim, target: int) -> bool:
     return abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
 
 
-def _why_smaller(claim: BalloonClaim, why: str, idle: Sequence[_Seen]) -> str:
+def _why_smaller(claim: BalloonClaim, need: int, why: str, idle: Sequence[_Seen]) -> str:
     lowest = min((one.claim for one in idle if one.claim), key=balloon.price, default=claim)
     rank = "the lowest claim on what it holds" if lowest.name == claim.name else "a low claim on what it holds"
-    return f"{why}; it uses {human_size(claim.need)} and has {rank}"
+    return f"{why}; it uses {human_size(need)} and has {rank}"
 
 
 def _stalled(host: HostSample, before: ReclaimMemory | None, seconds: float) -> float | None:
@@ -240,50 +221,26 @@ def _stalled(host: HostSample, before: ReclaimMemory | None, seconds: float) -> 
     return max(0.0, host.memory_stalled - before.stalled) / seconds
 
 
-def _pageouts(seen: Sequence[_Seen], short: _Short, missing: int, stalled: float | None) -> tuple[PageOut, ...]:
-    """What to swap: where balloons do not suffice, of the guests with the lowest claim first."""
-    host = short.host
-    room = host.swap_free - round(SWAP_KEPT * host.swap_total)
-    left = min(missing, SWAP_STEP.get(short.state, 0), max(0, room))
-    if left <= 0 or (stalled is not None and stalled > MOST_STALLED):
-        return ()
-    found = []
-    for one in sorted(seen, key=_swap_order):
-        amount = min(left, _swappable(one))
-        if amount >= MIB:
-            reason = f"{short.why}, and balloons leave {human_size(missing)} missing"
-            found.append(_page_out(one.guest, amount, short.state, reason))
-            left -= amount
-    return tuple(found)
+def _swapping(
+    seen: Sequence[_Seen],
+    balloons: Sequence[Change],
+    short: _Short,
+    missing: int,
+    stalled: float | None,
+    policy: MemoryPolicy,
+) -> Swapping:
+    if policy.swap != "manage":
+        return Swapping(why_not="the host's policy has swap: leave" if missing else "")
+    told = {change.guest: change.new for change in balloons if isinstance(change.new, int)}
+    candidates = [Candidate(one.guest, one.thrashes, _filling(one, told.get(one.guest.name))) for one in seen]
+    return swapping.decide(candidates, short.state, short.why, short.host, missing, stalled)
 
 
-def _page_out(guest: GuestSample, amount: int, state: str, reason: str) -> PageOut:
-    process = guest.process
-    assert process is not None
-    return PageOut(
-        guest=guest.name,
-        pid=process.pid,
-        amount=amount,
-        haste=state == "low",
-        merged=process.ksm_merging_pages != 0,
-        size=guest.balloon.maximum or 0,
-        swapped=process.swapped or 0,
-        reason=reason,
-    )
-
-
-def _swap_order(one: _Seen) -> tuple[float, str]:
-    assert one.guest.promise is not None
-    held = one.guest.process.rss if one.guest.process else None
-    return (one.guest.promise.memory_shares / max(1, held or 1), one.guest.name)
-
-
-def _swappable(one: _Seen) -> int:
-    guest, promise = one.guest, one.guest.promise
-    if promise is None or not promise.swap or not promise.rebalance or guest.memory_fixed or one.thrashes:
-        return 0
-    resident = guest.process.rss if guest.process else None
-    return 0 if resident is None else max(0, resident - promise.memory_reservation)
+def _filling(one: _Seen, told: int | None) -> int:
+    """Bytes that a guest's balloon is still to take."""
+    target = one.memory.target if told is None else told
+    actual = one.guest.balloon.current
+    return 0 if target is None or actual is None or one.stuck else max(0, actual - target)
 
 
 def _scores(guests: Sequence[GuestSample]) -> Iterator[Change]:
@@ -318,7 +275,13 @@ def _remembered(one: _Seen, balloons: Sequence[Change], taken: int) -> ReclaimGu
     return replace(memory, calm=calm, calm_until=taken + round(calm * 1e9))
 
 
-def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) -> list[str]:
+_HINTS: Mapping[str, str] = {
+    "there is no swap": "kvmctl swap enable, or stop or move a guest",
+    "swap is full": "kvmctl swap enable --file PATH SIZE, or stop or move a guest",
+}
+
+
+def _notes(seen: Sequence[_Seen], state: str, missing: int, why_not: str) -> list[str]:
     if state not in SHORT:
         return []
     notes = [f"{one.guest.name}: its memory counts whole, {one.why}" for one in seen if one.claim is None]
@@ -327,10 +290,10 @@ def _notes(seen: Sequence[_Seen], state: str, missing: int, host: HostSample) ->
         for one in seen
         if one.stuck and one.claim
     ]
-    if missing and not host.swap_free:
+    if missing and why_not:
         notes.append(
-            f"the host is in the state {state} and {human_size(missing)} are missing beyond what balloons give: "
-            "kvmctl swap enable, or stop or move a guest"
+            f"the host is in the state {state} and {human_size(missing)} are missing beyond what balloons give, and "
+            f"{why_not}: {_HINTS.get(why_not, 'stop or move a guest')}"
         )
     return notes
 
@@ -341,5 +304,5 @@ def guest_changes(plan: ReclaimPlan) -> tuple[Change, ...]:
 
 
 def swap_change(one: PageOut) -> Change:
-    """The change that a page-out is."""
+    """The change that a page-out is at most."""
     return Change(one.guest, "memory.swapped", one.swapped, one.swapped + one.amount, reason=one.reason)

@@ -1,9 +1,14 @@
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvmctl.host.files import PAGE_SIZE
 from kvmctl.host.process import find_guests, sample
+from kvmctl.model.units import MIB
+from kvmctl.policy.memory import kept_in_place
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +62,29 @@ def test_sizes_are_bytes_and_ksm_as_the_kernel_counts_it(tmp_path: Path) -> None
     assert (found.rss, found.swapped) == (39776 * 1024, 128 * 1024)
     assert (found.ksm_merging_pages, found.ksm_process_profit) == (20000, 77004800)
     assert (found.weight, found.quota) == (None, None)
+
+
+def test_what_cannot_leave_memory_is_told_apart(tmp_path: Path) -> None:
+    process(tmp_path, 10, "qemu", status=f"{STATUS}VmLck:\t  0 kB\nVmPin:\t  300000 kB\nHugetlbPages:\t  2048 kB\n")
+    found = sample(10, tmp_path)
+    assert found is not None
+    assert (found.locked, found.hugetlb) == (300000 * 1024, 2 * MIB)
+    assert "it is locked" in kept_in_place(found, 384 * MIB)
+    assert kept_in_place(found, 1024 * MIB) == "", "QEMU may lock a little of its own"
+    assert "huge pages" in kept_in_place(replace(found, locked=0, hugetlb=384 * MIB), 384 * MIB)
+    assert kept_in_place(None, 384 * MIB) == kept_in_place(found, None) == ""
+
+
+def test_a_process_with_locked_memory_says_so() -> None:
+    code = "import ctypes, mmap; m = mmap.mmap(-1, 8 << 20); print(ctypes.CDLL(None).mlockall(1), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as real:
+        assert real.stdout is not None
+        assert real.stdout.readline() == b"0\n"
+        found = sample(real.pid)
+        assert found is not None
+        assert (found.locked or 0) > 8 * MIB
+        assert "it is locked" in kept_in_place(found, 8 * MIB)
+        real.kill()
 
 
 def test_an_older_kernels_profit_is_computed_by_its_formula(tmp_path: Path) -> None:

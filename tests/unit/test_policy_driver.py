@@ -32,6 +32,11 @@ def test_what_cannot_be_is_not(lie: BalloonSample) -> None:
     assert "usable" in driver.impossible(lie)
 
 
+@pytest.mark.parametrize("current", [513 * MIB, (1 << 64) - 4096])
+def test_a_balloon_that_gives_more_than_there_is_is_not_believed(current: int) -> None:
+    assert "more memory than it was started with" in driver.impossible(replace(SAID, current=current))
+
+
 def after(memory: ReclaimGuest, *looks: tuple[int, int]) -> ReclaimGuest:
     """What is remembered after looks at the balloon: what it leaves in MiB, and when in seconds."""
     for actual, taken in looks:

@@ -21,8 +21,8 @@ from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.reclaim import ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy import driver
-from kvmctl.policy.memory_tick import SWAP_KEPT, decide
+from kvmctl.policy import driver, swapping
+from kvmctl.policy.memory_tick import decide
 
 pytestmark = pytest.mark.unit
 
@@ -87,9 +87,11 @@ def planned(now: Snapshot, before: ReclaimMemory | None = None, policy: MemoryPo
         guest = of(now, out.guest)
         assert guest.promise is not None
         assert guest.process is not None
-        assert (guest.process.rss or 0) - out.amount >= guest.promise.memory_reservation
+        reserved = guest.promise.memory_reservation
+        assert (guest.process.rss or 0) - (guest.process.overhead or 0) - out.amount >= reserved
+        assert guest.process.overhead is not None or not reserved
         assert guest.promise.swap
-    room = now.host.swap_free - round(SWAP_KEPT * now.host.swap_total)
+    room = now.host.swap_free - round(swapping.KEPT * now.host.swap_total)
     assert sum(out.amount for out in plan.pageouts) <= max(0, room)
     return plan
 
@@ -166,6 +168,8 @@ def test_a_guest_that_crashed_and_is_still_there_is_not_touched() -> None:
         lambda now: with_balloon(now, usable=16 * GIB),
         lambda now: with_balloon(now, available=1),
         lambda now: with_balloon(now, current=0),
+        lambda now: with_balloon(now, current=(of(now).balloon.maximum or 0) + 1),
+        lambda now: with_balloon(now, current=(1 << 64) - (1 << 20)),
         lambda now: with_balloon(now, usable=None),
     ],
 )
@@ -278,6 +282,7 @@ def _filled(balloon: BalloonSample, target: int | None) -> BalloonSample:
 
 _FIGURE = st.one_of(st.none(), st.integers(0, 1 << 40))
 _SAID = ("current", "available", "usable", "disk_caches", "swap_in", "major_fault", "last_update")
+_OWN = st.one_of(st.none(), st.integers(0, 512 * MIB))
 _HOST = ("memory_available", "swap_total", "swap_free", "guests_available")
 
 
@@ -286,12 +291,16 @@ _HOST = ("memory_available", "swap_total", "swap_free", "guests_available")
     st.fixed_dictionaries({}, optional=dict.fromkeys(_HOST, st.integers(0, 1 << 36))),
     st.sampled_from(["running", "paused", "crashed"]),
     st.booleans(),
+    _OWN,
 )
 def test_whatever_a_driver_says_no_guest_ends_below_its_promise(
-    said: dict[str, int | None], host: dict[str, int | None], state: str, remembers: bool
+    said: dict[str, int | None], host: dict[str, int | None], state: str, remembers: bool, own: int | None
 ) -> None:
     before = SQUEEZED.memory.reclaim if remembers and SQUEEZED.memory else None
     now = with_host(with_balloon(SQUEEZED.snapshot, **said), **host)
     assert isinstance(now.host, HostSample)
-    plan = planned(with_guest(now, replace(of(now), state=state)), before)
+    process = of(now).process
+    assert process is not None
+    changed = replace(of(now), state=state, process=replace(process, overhead=own))
+    plan = planned(with_guest(now, changed), before)
     assert state == "running" or (LINUX not in targets(plan) and LINUX not in {out.guest for out in plan.pageouts})

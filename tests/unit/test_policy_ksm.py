@@ -131,8 +131,9 @@ def test_old_statistics_are_not_believed(update: int | None, period: int, fresh:
 
 
 def test_used_is_unknown_where_a_part_is() -> None:
-    assert used(BalloonSample(available=100, usable=30)) == 70
-    assert used(BalloonSample(available=100)) is None
+    # What a guest with `autodeflate` sees is all that it has, whatever its balloon holds.
+    assert used(BalloonSample(current=100, available=400, usable=30)) == 70
+    assert used(BalloonSample(current=100)) is None
     assert used(BalloonSample(usable=30)) is None
 
 

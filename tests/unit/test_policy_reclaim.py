@@ -1,6 +1,5 @@
 """The host's state, and what one tick does about memory."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from kvmctl.model.promise import Promise
 from kvmctl.model.reclaim import ReclaimGuest, ReclaimMemory
 from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
-from kvmctl.policy import balloon, memory_tick, reclaim
+from kvmctl.policy import balloon, memory_tick, reclaim, swapping
 from kvmctl.policy.memory import REPORT_SECONDS
 from kvmctl.policy.memory_tick import decide
 
@@ -44,6 +43,7 @@ def guest(
     faults: int = 0,
     host_faults: int = 0,
     moved: bool = True,
+    overhead: int | None = None,
 ) -> GuestSample:
     stats = BalloonSample(
         current=actual,
@@ -56,7 +56,7 @@ def guest(
         last_update=round(CLOCK - age),
     )
     promise = Promise(1000, math.inf, 0.0, 5120, reservation, sharing=True, swap=swap, rebalance=rebalance)
-    process = ProcessSample(1, rss=actual, swapped=0, major_faults=host_faults)
+    process = ProcessSample(1, rss=actual, swapped=0, major_faults=host_faults, overhead=overhead)
     return GuestSample(
         name=name,
         uuid=name,
@@ -207,35 +207,6 @@ def test_a_target_is_no_freed_memory() -> None:
     assert targets(now) == targets(now, decide(now, None, POLICY).memory)
 
 
-def test_swapping_begins_where_balloons_do_not_suffice() -> None:
-    full = guest("g", 490 * MIB)
-    assert decide(snapshot(150 * MIB, full), None, POLICY).pageouts == ()
-    plan = decide(snapshot(150 * MIB, full, swap=GIB), None, POLICY)
-    assert [one.guest for one in plan.pageouts] == ["g"]
-    idle = decide(snapshot(150 * MIB, guest("g", 64 * MIB), guest("h", 64 * MIB), swap=GIB), None, POLICY)
-    assert idle.pageouts == ()
-
-
-def test_no_guest_is_swapped_that_forbids_it_or_below_its_reservation() -> None:
-    plan = decide(snapshot(0, guest("g", 500 * MIB, swap=False), swap=GIB), None, POLICY)
-    assert plan.pageouts == ()
-    plan = decide(snapshot(0, guest("g", 500 * MIB, reservation=480 * MIB), swap=GIB), None, POLICY)
-    assert [one.amount for one in plan.pageouts] == [32 * MIB]
-
-
-def test_swapping_stops_where_what_was_swapped_is_read_back() -> None:
-    now = snapshot(0, guest("g", 500 * MIB), swap=GIB)
-    before = decide(now, None, POLICY).memory
-    later = replace(now, taken=now.taken + 5 * SECOND)
-    assert later.host is not None
-    assert decide(later, before, POLICY).pageouts
-    stalled = replace(later, host=replace(later.host, memory_stalled=5 * memory_tick.MOST_STALLED + 0.1))
-    assert decide(stalled, before, POLICY).pageouts == ()
-    faults = round(5 * memory_tick.MOST_HOST_FAULTS) + 5
-    thrashing = replace(later, guests=(guest("g", 500 * MIB, host_faults=faults),))
-    assert decide(thrashing, before, POLICY).pageouts == ()
-
-
 def test_ksm_runs_where_memory_is_short_or_promised_twice() -> None:
     roomy = snapshot(4 * GIB, guest("g", 64 * MIB))
     assert decide(roomy, None, POLICY).ksm is None
@@ -298,7 +269,7 @@ def test_whatever_is_seen_no_target_is_below_need_or_reservation_or_above_the_si
         assert one.process is not None
         assert one.process.rss is not None
         assert one.process.rss - out.amount >= one.promise.memory_reservation
-    assert sum(out.amount for out in plan.pageouts) <= max(memory_tick.SWAP_STEP.values())
+    assert sum(out.amount for out in plan.pageouts) <= max(swapping.STEP.values())
 
 
 def test_a_host_that_is_not_this_machine_has_no_plan() -> None:
@@ -312,11 +283,6 @@ def test_memory_of_another_boot_is_not_believed() -> None:
     old = ReclaimMemory(taken=0, boot="another", state="low", guests={})
     plan = decide(now, old, POLICY)
     assert plan.state == "soft"
-
-
-def test_the_steps_of_swapping_grow_with_the_need() -> None:
-    steps = [memory_tick.SWAP_STEP[name] for name in memory_tick.SHORT]
-    assert all(less < more for less, more in itertools.pairwise(steps))
 
 
 def test_page_cache_goes_only_where_nothing_else_suffices() -> None:
