@@ -15,7 +15,7 @@ from kvmctl.control.plan import GuestPlan
 from kvmctl.control.resolve import INTENT, VolumePlan
 from kvmctl.control.verify import verify
 from kvmctl.control.wait import until
-from kvmctl.control.weights import renew
+from kvmctl.control.weights import BALLOON, renew, run_key
 from kvmctl.host import affinity
 from kvmctl.host.journal import Journal
 from kvmctl.host.process import find_guests
@@ -251,7 +251,13 @@ def _set_balloon(domain: Any, plan: GuestPlan) -> None:
     assert plan.live is not None
     # The running guest cannot have more than it was started with; the rest comes with its next start.
     most = plan.live.memory.max or plan.live.memory.size or plan.desired.memory.size
-    live.set_balloon(domain, min(plan.desired.memory.size, most))
+    size = min(plan.desired.memory.size, most)
+    live.set_balloon(domain, size)
+    key, journal = run_key(Hypervisor(domain.connect()), domain.name(), domain.ID()), Journal()
+    if key in journal.entries(BALLOON):
+        # What it is to have once all is undone is what its owner says now.
+        journal.forget(BALLOON, key)
+        journal.record(BALLOON, key, size, None)
 
 
 def _set_io_weight(domain: Any, plan: GuestPlan) -> None:

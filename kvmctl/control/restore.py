@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -24,7 +24,8 @@ from kvmctl.hypervisor.connection import open_hypervisor
 from kvmctl.hypervisor.uri import is_local, meant
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.xml import tree
-from kvmctl.xml.reclaimable import stats_period
+from kvmctl.xml.metadata import promise_in
+from kvmctl.xml.reclaimable import memory_size, stats_period
 
 Result = Literal["changed", "unchanged", "pending", "not applied"]
 
@@ -182,7 +183,21 @@ def _of_guest(kind: str, run: re.Match[str], entry: Entry, domain: Any | None) -
     if domain is None:
         return _broken(kind, run, entry, NotFoundError(f"guest {run['guest']} has stopped"))
     read, write = _ACCESS[kind]
+    try:
+        entry = _owed(domain, entry) if kind == weights.BALLOON else entry
+    except KvmctlError as error:
+        return _broken(kind, run, entry, error)
     return _Item(kind, run[0], run["guest"], entry, partial(read, domain), partial(write, domain))
+
+
+def _owed(domain: Any, entry: Entry) -> Entry:
+    """The entry with what the guest's balloon is to leave it then: no more than it is to have, which its owner may have
+    changed since, and no less than is reserved for it, whoever had taken that."""
+    root = tree.read(domains.definition(domain))
+    size = memory_size(root)
+    if not isinstance(entry.old, int) or size is None:
+        return entry
+    return replace(entry, old=min(size, max(entry.old, promise_in(root).memory_reservation)))
 
 
 def _write_weight(domain: Any, value: int) -> int | None:

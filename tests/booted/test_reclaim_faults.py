@@ -105,6 +105,22 @@ def test_a_controller_that_is_killed_has_left_all_that_undoes_its_work(lab: Lab,
     until(lambda: size_of(lab), lambda size: size == SIZE, 60, "the balloon let go")
 
 
+def test_what_its_owner_says_while_it_is_squeezed_is_what_it_has_in_the_end(lab: Lab) -> None:
+    lab.fresh()
+    lab.short()
+    assert lab.tick()["memory.balloon"]["new"] < SIZE
+    lab.policy_is("reserve: 512MiB, overcommit: 10000%, cover: 0%, sharing: leave, swap: leave")
+    lab.run("set", "squeezed", "memory.size=352MiB")
+    until(lambda: size_of(lab), lambda size: size == 352 * MIB, 60, "what its owner says")
+    lab.fresh()
+    lab.short()
+    until(
+        lambda: lab.tick().get("memory.balloon", {}).get("new", SIZE), lambda new: new < 352 * MIB, 60, "what is taken"
+    )
+    lab.run("host", "restore")
+    until(lambda: size_of(lab), lambda size: size == 352 * MIB, 60, "the balloon let go")
+
+
 def test_a_guest_that_dies_while_squeezed_begins_anew_with_all(lab: Lab, state: Path) -> None:
     lab.fresh()
     lab.short()
@@ -197,3 +213,36 @@ def test_a_kernel_that_has_crashed_in_the_guest_is_left_alone_and_named(lab: Lab
     saved = tmp_path / "snapshot.json"
     lab.kvmctl("-c", lab.host.uri, "host", "snapshot", saved)
     assert json.loads(saved.read_text())["snapshot"]["guests"][0]["balloon"]["current"] == left >= RESERVED
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "kvmctl.hypervisor.live.set_balloon",
+        "kvmctl.hypervisor.live.set_stats_period",
+        "kvmctl.control.history.record",
+        "kvmctl.control.remember.remember",
+    ],
+)
+def test_a_controller_may_be_killed_at_any_point(lab: Lab, state: Path, tmp_path: Path, at: str) -> None:
+    lab.fresh()
+    lab.short()
+    # The real command, which ends itself as SIGKILL would when it comes to this point.
+    module, _, name = at.rpartition(".")
+    code = (
+        f"import os, signal\nimport {module} as module\n"
+        f"module.{name} = lambda *words, **more: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"from kvmctl.cli.main import run\nrun(['-c', {lab.host.uri!r}, 'rebalance'])\n"
+    )
+    env = environment(state, tmp_path / "run") | lab.env
+    killed = subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (entry,) = Journal(state / "journal.json").entries(BALLOON).values()
+    assert entry.old == SIZE
+    assert size_of(lab) >= RESERVED
+    lab.fresh()
+    lab.tick()
+    until(lambda: size_of(lab), lambda size: RESERVED <= size < SIZE, 60, "what the next one takes")
+    lab.run("host", "restore")
+    until(lambda: size_of(lab), lambda size: size == SIZE, 60, "the balloon let go")
+    assert period(lab) == REPORT_SECONDS

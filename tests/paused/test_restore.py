@@ -14,6 +14,7 @@ from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, scheduler
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.units import MIB
 from tests.conftest import Kvmctl
 from tests.support import Guest
 
@@ -200,3 +201,16 @@ def test_ksm_is_put_back_too(kvmctl: Kvmctl, merging: None) -> None:
     assert ksm.value("sleep_millisecs") == "44"
     assert rows(kvmctl, "--force")["ksm sleep_millisecs"]["result"] == "changed"
     assert {name: ksm.value(name) for name in before} == before
+
+
+def test_a_balloon_is_put_back_within_what_its_owner_says(kvmctl: Kvmctl, guests: list[Guest], state: Path) -> None:
+    kvmctl("-c", URI, "set", guests[0].name, "memory.reservation=32MiB")
+    journal = Journal(state / "journal.json")
+    for guest, old in zip(guests, (8 * MIB, 1024 * MIB), strict=True):
+        journal.record("balloon", f"{URI} {guest.domain.ID()} {guest.name}", old, None)
+    found = rows(kvmctl, "--dry-run", code=10)
+    assert found[f"balloon {guests[0].name}"]["wanted"] == 32 * MIB, "no less than is reserved, whoever took it"
+    assert found[f"balloon {guests[1].name}"]["wanted"] == 64 * MIB, "no more than it is to have by now"
+    # A paused guest cannot follow; that is said.
+    kvmctl("-c", URI, "set", guests[0].name, "memory.size=48MiB", code=7)
+    assert journal.entries("balloon")[f"{URI} {guests[0].domain.ID()} {guests[0].name}"].old == 48 * MIB
