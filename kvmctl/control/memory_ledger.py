@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvmctl.control import remember
@@ -19,11 +19,11 @@ from kvmctl.model.errors import ConflictError, NotFoundError
 from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.plan import Memory
 from kvmctl.model.sample import ACTIVE, GuestSample
-from kvmctl.model.units import human_size
+from kvmctl.model.units import MIB, human_size
 from kvmctl.model.wording import argument
-from kvmctl.policy import balloon, reclaim
+from kvmctl.policy import balloon, driver, reclaim
 from kvmctl.policy.ksm import PAGE, saved
-from kvmctl.policy.memory import host_reserve, is_fresh, overcommit_ratio, reserve_of, used
+from kvmctl.policy.memory import host_reserve, is_fresh, kept_in_place, overcommit_ratio, reserve_of, used
 from kvmctl.policy.promise import promise_of
 from kvmctl.xml import tree
 from kvmctl.xml.parse import parse
@@ -56,6 +56,8 @@ class MemoryLine:
     shares: int
     fixed: str
     """Why its memory is left as it is; empty where balloon, KSM and swap may work on it."""
+    left_alone: str
+    """Why its balloon is not moved; empty where it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +179,13 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
     except NotFoundError:
         return None
     spec = parse(text).spec
-    fresh = bool(stats.last_update) and is_fresh(stats, clock, stats_period(live))
-    promise = promise_of(spec)
+    promise, period = promise_of(spec), stats_period(live)
+    fixed = memory_fixed(live) or kept_in_place(kernel, stats.maximum)
+    fresh = bool(stats.last_update) and is_fresh(stats, clock, period)
+    if stats.current is not None and stats.maximum is not None and stats.current > stats.maximum:
+        fresh, known = False, None  # a guest can say what it likes
+    else:
+        known = stats.current
     merging = kernel.ksm_merging_pages if kernel else None
     return MemoryLine(
         name=sample.name,
@@ -186,7 +193,7 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
         state=sample.state,
         max=stats.maximum,
         size=spec.memory.size,
-        balloon=stats.current,
+        balloon=known,
         usable=stats.usable if fresh else None,
         unused=stats.unused if fresh else None,
         cache=stats.disk_caches if fresh else None,
@@ -200,7 +207,11 @@ def _memory_line(sample: GuestSample, domain: Any, kernel: ProcessSample | None,
         overhead=overhead(kernel.pid, stats.maximum) if kernel and stats.maximum else None,
         reservation=promise.memory_reservation,
         shares=promise.memory_shares,
-        fixed=memory_fixed(live),
+        fixed=fixed,
+        left_alone=driver.left_alone(
+            replace(sample, promise=promise, memory_fixed=fixed, stats_period=period),
+            clock,
+        ),
     )
 
 
@@ -210,12 +221,15 @@ def _notes(lines: Sequence[MemoryLine], host: HostMemory) -> Iterator[str]:
     if host.left is not None and host.available is not None and host.left < host.available:
         left, available = human_size(host.left), human_size(host.available)
         yield f"the limit of the guests' control group leaves them {left} of the {available} available"
+    reserved = sum(line.reservation for line in lines)
+    if host.reservable is not None and reserved > host.reservable:
+        yield (
+            f"{human_size(reserved)} are reserved, and {human_size(host.reservable)} are for guests: not every "
+            "reservation can be kept, so stop or move a guest, or lower one"
+        )
     for line in lines:
-        if line.fixed:
-            yield f"{line.name}: its memory counts whole, {line.fixed}"
-        elif line.state == "running" and line.usable is None:
-            said = "has not reported" if line.age is None else f"last reported {line.age:.0f} s ago"
-            yield f"{line.name}: its balloon driver {said}, so its memory counts whole"
+        if line.state == "running" and line.left_alone:
+            yield f"{line.name}: its memory counts whole, {line.left_alone}"
 
 
 def _reasons(line: MemoryLine, host: HostMemory, remembered: Memory | None) -> Iterator[str]:
@@ -230,17 +244,7 @@ def _reasons(line: MemoryLine, host: HostMemory, remembered: Memory | None) -> I
             if gone
             else f"it has all of the {human_size(size)} that it is to have"
         )
-    if line.usable is None or line.balloon is None:
-        yield "what it uses is not known, so nothing is taken from it"
-    else:
-        need = balloon.need(line.balloon, line.usable, line.cache or 0, host.state not in ("hard", "low"))
-        margin = balloon.margin(size)
-        floor = max(line.reservation, need + margin)
-        bound = "its reservation" if line.reservation >= need + margin else "what it uses and a margin"
-        yield f"it uses {human_size(need)}, half of its page cache included, and is left {human_size(margin)} beyond"
-        yield f"it is never made smaller than {human_size(floor)}: {bound}"
-        if balloon.is_pressed(size, line.usable, None):
-            yield f"it is short of memory: {human_size(line.usable)} are usable"
+    yield from _floor(line, size, host)
     seen = remembered.reclaim.guests.get(line.uuid) if remembered and remembered.reclaim else None
     if seen is not None and seen.calm_until > time.monotonic_ns():
         left = (seen.calm_until - time.monotonic_ns()) / 1e9
@@ -254,3 +258,19 @@ def _reasons(line: MemoryLine, host: HostMemory, remembered: Memory | None) -> I
         yield f"beside its memory QEMU itself takes {human_size(line.overhead)}, and page tables {tables}"
     if host.state is not None and host.next is not None:
         yield f"the host is in the state {host.state}: kvmctl rebalance {host.next}"
+
+
+def _floor(line: MemoryLine, size: int, host: HostMemory) -> Iterator[str]:
+    if line.left_alone or line.usable is None or line.used is None:
+        yield f"its balloon stays as it is: {line.left_alone or line.state}"
+        return
+    need = balloon.need(line.used + line.usable, line.usable, line.cache or 0, host.state not in ("hard", "low"))
+    # In whole MiB, so that the sum is that of what is shown.
+    used, cache, margin = (-(-part // MIB) for part in (line.used, need - line.used, balloon.margin(size)))
+    half = f" + {cache}MiB, half of its page cache," if cache else ""
+    yield f"it needs {used + cache + margin}MiB: {used}MiB that it uses{half} + {margin}MiB to spare"
+    reserved = line.reservation >= max(line.used, need) + balloon.margin(size)
+    least = line.reservation if reserved else (used + cache + margin) * MIB
+    yield f"its balloon takes nothing below {human_size(least)}: {'its reservation' if reserved else 'what it needs'}"
+    if balloon.is_pressed(size, line.usable, None):
+        yield f"it is short of memory: {human_size(line.usable)} are usable"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvmctl.control.hostpolicy import host_policy
+from kvmctl.control.observe import Observer
 from kvmctl.control.weights import KIND, run_key
 from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains, live
@@ -206,3 +207,14 @@ def test_no_account_of_a_guest_that_does_not_run(kvmctl: Kvmctl, guest: Guest) -
     assert f"guest {guest.name} does not run" in ran.err
     assert f"kvmctl start {guest.name}" in ran.err
     assert "there is no guest" in kvmctl("cpu", "--explain", f"{guest.name}x", code=3).err
+
+
+def test_what_qemu_takes_is_looked_up_only_where_it_is_asked_for(hypervisor: Hypervisor, guest: Guest) -> None:
+    def overhead(closely: bool) -> int | None:
+        guests = Observer(hypervisor).observe(closely=closely).snapshot.guests
+        process = next(one.process for one in guests if one.name == guest.name)
+        assert process is not None
+        return process.overhead
+
+    assert overhead(closely=False) is None
+    assert overhead(closely=True) == pytest.approx(int(guest.status("VmRSS").split()[0]) * 1024, abs=4 * MIB)

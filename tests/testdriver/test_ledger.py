@@ -9,6 +9,7 @@ import pytest
 from kvmctl.control.weights import renew
 from kvmctl.hypervisor.connection import open_hypervisor
 from tests.conftest import Kvmctl
+from tests.support import Screen
 
 pytestmark = pytest.mark.testdriver
 
@@ -89,8 +90,8 @@ def test_nobody_to_account_for(kvmctl: Kvmctl, name: str) -> None:
 def test_an_empty_ledger_names_the_hypervisor(kvmctl: Kvmctl, empty: str) -> None:
     cpu, memory = kvmctl("-c", empty, "cpu"), kvmctl("-c", empty, "memory")
     assert cpu.out == f"{empty}: 4 cores, 0 reserved, 4 free to reserve; no running guests\n"
-    assert memory.out.startswith(f"{empty}: 8GiB of memory, - available, 0B of ")
-    assert memory.out.endswith("overcommit 0%; no running guests\n")
+    said = "8GiB of memory, 7.6GiB for guests, 0B of that reserved, overcommit 0%; no running guests"
+    assert memory.out == f"{empty}: {said}\n"
     assert kvmctl("-c", empty, "-o", "json", "cpu").json()["guests"] == []
     assert kvmctl("-c", empty, "-o", "name", "memory").out == ""
 
@@ -98,3 +99,14 @@ def test_an_empty_ledger_names_the_hypervisor(kvmctl: Kvmctl, empty: str) -> Non
 @pytest.mark.parametrize("text", ["", "5x", "-1s", "1e3s", "3601s", "９s", "99999999999999s", "1 s"])
 def test_a_bad_duration_is_a_usage_error(kvmctl: Kvmctl, text: str) -> None:
     assert "is not a duration: write 1s or 500ms" in kvmctl("-c", DEFAULT, "cpu", "--sample", text, code=2).err
+
+
+def test_the_memory_ledger_fits_a_terminal_of_80_columns_in_two_tables(kvmctl: Kvmctl, screen: Screen) -> None:
+    screen.start("-c", DEFAULT, "memory", env={"COLUMNS": "80"})
+    assert screen.wait() == 0
+    lines = screen.text.splitlines()
+    assert max(map(len, lines[:-1])) <= 80, "but for the note, which is no part of the ledger"
+    titles = [line.split() for line in lines if line.startswith("NAME")]
+    (whole,) = (line.split() for line in kvmctl("-c", DEFAULT, "memory").out.splitlines() if line.startswith("NAME"))
+    assert sorted(titles[0] + titles[1][1:]) == sorted(whole)
+    assert whole[-2:] == ["RESERVED", "SHARES"]
