@@ -16,6 +16,8 @@ from kvmctl.cli.duration import seconds
 from kvmctl.cli.output import Column, detail, emit, emit_document, note, table, warn
 from kvmctl.cli.schedule import install, uninstall
 from kvmctl.model.errors import EXIT_PENDING, KvmctlError, LockedError, PartialError, UnreachableError, UsageError
+from kvmctl.model.units import human_size
+from kvmctl.model.wording import without_amounts
 
 if TYPE_CHECKING:
     from kvmctl.control.history import Record
@@ -31,6 +33,9 @@ _CHANGES = (
 )
 _OUTCOMES = (*_CHANGES, Column("result", "RESULT"), Column("reason", "REASON"))
 _PLANNED = (*_CHANGES, Column("reason", "REASON"))
+
+_BYTES = ("memory.balloon", "memory.swapped")
+"""The fields whose values are bytes."""
 
 TRIM_SECONDS = 0.25
 """How often weights are trimmed between two ticks. The kernel moves threads between CPUs a few times a second, and a
@@ -88,7 +93,7 @@ def rebalance(
         return _replay(app, source)
     if dry_run:
         planned = _controller(app).plan()
-        return _show_plan(app, planned.plan, planned.changes, planned.notes)
+        return _show_plan(app, planned.plan, planned.changes, planned.notes, planned.reclaim.state)
     _finish(app)
     return _run(app, duration, every or 5.0)
 
@@ -126,20 +131,25 @@ def _replay(app: App, source: str) -> int:
     plan = decide(saved.snapshot, saved.memory, saved.policy)
     before = saved.memory.reclaim if saved.memory else None
     memory = memory_tick.decide(saved.snapshot, before, saved.policy.memory)
-    return _show_plan(app, plan, plan.changes + memory_tick.guest_changes(memory), plan.notes + memory.notes)
+    changes = plan.changes + memory_tick.guest_changes(memory)
+    return _show_plan(app, plan, changes, plan.notes + memory.notes, memory.state)
 
 
-def _show_plan(app: App, plan: Plan, changes: Sequence[Change], notes: Sequence[str]) -> int:
+def _show_plan(app: App, plan: Plan, changes: Sequence[Change], notes: Sequence[str], state: str | None) -> int:
     rows = [_row(change) for change in changes]
     _emit(app, rows, _PLANNED)
     for text in notes:
         note(app, text)
     due = [change for change in changes if change.how == "live"]
-    note(app, f"{len(due)} change{'' if len(due) == 1 else 's'} pending" if due else _nothing(plan))
+    note(app, f"{len(due)} change{'' if len(due) == 1 else 's'} pending" if due else _nothing(plan, state))
     return EXIT_PENDING if due else 0
 
 
-def _nothing(plan: Plan) -> str:
+def _nothing(plan: Plan, state: str | None) -> str:
+    from kvmctl.model.reclaim import SHORT
+
+    if state in SHORT:
+        return f"nothing more to do for now: the host is in the state {state}"
     count = len(plan.memory.guests)
     return f"nothing to do: {count} running guest{'' if count == 1 else 's'} as entitled"
 
@@ -154,9 +164,16 @@ def _row(change: Change) -> dict[str, Any]:
     }
 
 
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a table, in which bytes have their unit."""
+    if row["field"] not in _BYTES:
+        return row
+    return row | {key: human_size(row[key]) for key in ("old", "new") if isinstance(row[key], int)}
+
+
 def _emit(app: App, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     if rows or app.output != "table":
-        emit(app, rows, columns)
+        emit(app, [_readable(row) for row in rows] if app.output == "table" else rows, columns)
 
 
 def _run(app: App, duration: float | None, every: float) -> int:
@@ -263,7 +280,7 @@ class _Rounds:
             self.app,
             f"tick: {len(ticked.plan.memory.guests)} guests, {len(ticked.outcomes)} changes, {took:.4f} s",
         )
-        self.nothing = _nothing(ticked.plan)
+        self.nothing = _nothing(ticked.plan, ticked.reclaim.state)
         self.alert = ticked.reclaim.alert
         for text in (*ticked.notes, *ticked.complaints):
             self._once(text)
@@ -273,11 +290,12 @@ class _Rounds:
         rows = [_outcome_row(outcome) for outcome in shown]
         self.rows += rows
         if rows and self.app.output == "table":
-            click.echo(table(rows, _OUTCOMES), nl=False)
+            click.echo(table(map(_readable, rows), _OUTCOMES), nl=False)
 
     def _once(self, text: str) -> None:
-        if text not in self.told:
-            self.told.add(text)
+        """Also where only how long or how much it is has changed since."""
+        if (kind := without_amounts(text)) not in self.told:
+            self.told.add(kind)
             warn(text)
 
     def end(self) -> int:
@@ -328,7 +346,7 @@ def history(app: App, last: int, guests: tuple[str, ...]) -> None:
     if app.output in ("json", "yaml"):
         emit_document(app, [_record(record) for record in found])
     elif found:
-        emit(app, [_record(record) | {"when": _local(record.time)} for record in found], _HISTORY)
+        emit(app, [_readable(_record(record)) | {"when": _local(record.time)} for record in found], _HISTORY)
 
 
 def _record(record: Record) -> dict[str, Any]:

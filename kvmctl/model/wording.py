@@ -25,3 +25,10 @@ def nearest(word: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> s
     words = list(known)
     near = difflib.get_close_matches(word.lower(), [*words, *elsewhere], n=1) if len(word) <= MOST_SHOWN else []
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(words)}"
+
+
+def without_amounts(text: str) -> str:
+    """A sentence without its bytes, seconds and per cent: what says the same again, of a little more or less."""
+    import re  # only what is said again and again pays for loading it
+
+    return re.sub(r"(?<![\w.-])[0-9]+(?:\.[0-9]+)?(?: s\b| ?%|[KMGT]?i?B\b)", "", text)
