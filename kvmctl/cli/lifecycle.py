@@ -80,7 +80,7 @@ def _act(
 @click.command()
 @guests_argument
 @click.option("--paused", is_flag=True, help="Leave the vCPUs standing at their first instruction.")
-@click.option("--force", is_flag=True, help="Start even if the reservations no longer fit.")
+@click.option("--force", is_flag=True, help="Start even if the host cannot keep what is promised.")
 @pass_app
 def start(app: App, names: tuple[str, ...], labels: tuple[str, ...], paused: bool, force: bool) -> None:
     """Start guests, if the host can keep what they were promised.
@@ -171,7 +171,7 @@ def pause(app: App, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
 
 @click.command()
 @guests_argument
-@click.option("--force", is_flag=True, help="Resume even if the reservations no longer fit.")
+@click.option("--force", is_flag=True, help="Resume even if the host cannot keep what is promised.")
 @pass_app
 def resume(app: App, names: tuple[str, ...], labels: tuple[str, ...], force: bool) -> None:
     """Let paused guests go on, if the host can keep what they were promised.

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
-from kvmctl.host import ksm, process
+from kvmctl.host import ksm, memory, process
 from kvmctl.host.files import PAGE_SIZE
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.units import MIB
 from tests.conftest import Kvmctl
+from tests.shorthost import Lab
 from tests.support import Guest, until
 
 pytestmark = pytest.mark.booted
@@ -153,3 +155,23 @@ def test_the_default_pace_is_taken_back_and_a_foreign_change_is_not(kvmctl: Kvmc
     kvmctl("ksm", "disable", "--force")
     (ksm.ROOT / "sleep_millisecs").write_text(before["sleep_millisecs"])
     assert settings() == before
+
+
+def test_a_tick_leaves_ksm_to_who_switched_it_after_it_did(lab: Lab, before: dict[str, str], kvmctl: Kvmctl) -> None:
+    def tick() -> dict[str, Any]:
+        return {row["field"]: row for row in lab.run("rebalance") if row["name"] == "host"}
+
+    (ksm.ROOT / "run").write_text("0")
+    reserve = memory.read().available // MIB
+    lab.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, cover: 0%, balloon: leave, swap: leave")
+    assert tick()["ksm.run"]["result"] == "changed"
+    assert settings()["run"] == "1"
+    assert "ksm.run" not in tick()
+    for foreign in ("0", "2"):
+        (ksm.ROOT / "run").write_text(foreign)
+        for _ in range(2):
+            done = tick()["ksm.run"]
+            assert (done["result"], done["reason"]) == ("not applied", f"somebody else has set {foreign}")
+        assert settings()["run"] == foreign
+    kvmctl("ksm", "disable", "--force")
+    assert settings() == before | {"run": "0"}

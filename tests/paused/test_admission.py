@@ -80,6 +80,7 @@ def test_a_reservation_that_no_longer_fits_keeps_a_paused_guest_where_it_is(
     policy.write_text("memory: {limit: 32MiB, overcommit: 10000%, cover: 0%}\n")
     assert f"{guest.name} 48" in (refused := run("resume", guest.name, code=5).err)
     assert "> 32 MiB (" in refused
+    assert "48MiB are reserved, and 32MiB are for guests: not every reservation can be kept" in run("memory").err
     assert domains.state(guest.domain) == "paused"
 
 
@@ -102,3 +103,16 @@ def test_no_guest_grows_beyond_the_ceiling(run: Kvmctl, guest: Guest, policy: Pa
     assert "memory overcommit: " in refused.err
     assert "(100% of the 128 MiB for guests)" in refused.err
     run("set", guest.name, "memory.shares=high")
+
+
+def test_ten_thousand_per_cent_is_the_most_and_is_kept_to(run: Kvmctl, guest: Guest, policy: Path) -> None:
+    policy.write_text("memory: {limit: 16MiB, overcommit: 10000%, cover: 0%}\n")
+    refused = run("set", guest.name, "memory.max=1601MiB", code=5).err
+    assert "= 1601 > 1600 MiB (10000% of the 16 MiB for guests)" in refused
+    run("set", guest.name, "memory.max=1600MiB")
+    for more in ("10001%", "10,000%", "1e9%"):
+        policy.write_text(f"memory: {{overcommit: '{more}'}}\n")
+        said = run("memory", code=2).err
+        assert f"{policy}:1:" in said
+        assert "memory.overcommit" in said
+        assert "10000%" in said

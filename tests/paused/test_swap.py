@@ -181,6 +181,21 @@ def test_bad_input_is_refused(kvmctl: Kvmctl, before: set[str], tmp_path: Path) 
     assert swapped_to() == before
 
 
+def test_a_kernel_without_zram_refuses_it_and_names_what_else_there_is(
+    before: set[str], state: Path, tmp_path: Path
+) -> None:
+    # Nothing of zram, and no module to load, is to be seen by this one process.
+    hide = 'mount -t tmpfs none /sys/class; mkdir -p /lib/modules && mount -t tmpfs none /lib/modules; exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-m", "kvmctl", "swap", "enable"]
+    env = environment(state, tmp_path / "run")
+    done = subprocess.run([*command, "--zram", "64MiB"], env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 5, done.stderr
+    assert "this kernel has no zram, not as a module either" in done.stderr
+    assert "kvmctl swap enable --file PATH SIZE" in done.stderr
+    assert swapped_to() == before
+    assert not (state / "journal.json").exists() or json.loads((state / "journal.json").read_text())["intents"] == {}
+
+
 # What goes there
 
 
