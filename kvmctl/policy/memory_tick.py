@@ -16,7 +16,7 @@ from kvmctl.policy.balloon import BalloonClaim
 from kvmctl.policy.memory import REPORT_SECONDS, reserve_of
 from kvmctl.policy.swapping import Candidate, Swapping
 
-MOST_DOUBLED = 3
+MOST_DOUBLED = 2
 """How often what is taken is doubled while the host stays short."""
 MOST_HOST_FAULTS = 400.0
 """Major faults a second of a guest's process from which it is left alone: what was swapped is being used."""
@@ -103,10 +103,14 @@ class _Short:
         return reclaim.deficit(self.free, self.reserve) if self.state in SHORT else 0
 
     @property
+    def pressing(self) -> int:
+        """Bytes for which page cache is not spared either: more each time where what balloons took has not sufficed."""
+        return self.due << min(self.before, MOST_DOUBLED)
+
+    @property
     def goal(self) -> int:
-        """Bytes that balloons are to take: twice what is missing, as somebody takes it meanwhile, and more each time
-        where what they took has not sufficed."""
-        return self.due << min(self.before + 1, MOST_DOUBLED)
+        """Bytes that balloons are to take: twice that, as somebody takes it meanwhile."""
+        return 2 * self.pressing
 
     @property
     def why(self) -> str:
@@ -170,7 +174,7 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     if missing:
         reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
     if short.state in SHORT or missing:
-        smaller, needs, freed = _smaller([one for one in idle if not one.stuck], short.goal + missing)
+        smaller, needs, freed = _smaller([one for one in idle if not one.stuck], short, missing)
         missing = max(0, short.due + missing - freed)
         reasons |= {name: _why_smaller(claims[name], needs[name], short.why, idle) for name in smaller}
         targets |= smaller
@@ -189,17 +193,17 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     return changes, missing
 
 
-def _smaller(idle: Sequence[_Seen], due: int) -> tuple[dict[str, int], dict[str, int], int]:
-    """Targets by name, what each then counts as needing, and the bytes that they free: page cache goes only where
-    nothing else suffices."""
+def _smaller(idle: Sequence[_Seen], short: _Short, others: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """Targets by name, what each then counts as needing, and the bytes that they free, with so many that `others` are
+    to have: page cache goes only where nothing else suffices."""
     targets: dict[str, int] = {}
     needs: dict[str, int] = {}
     freed = 0
     for claims in ([one.claim for one in idle if one.claim], [one.lean for one in idle if one.lean]):
-        targets = balloon.coarse(claims, balloon.shrunk(claims, due))
+        targets = balloon.coarse(claims, balloon.shrunk(claims, short.goal + others))
         needs = {claim.name: claim.need for claim in claims}
         freed = sum(claim.actual - targets[claim.name] for claim in claims)
-        if freed >= due:
+        if freed >= short.pressing + others:
             break
     return targets, needs, freed
 

@@ -333,7 +333,8 @@ def test_a_host_that_stays_short_takes_more_each_time() -> None:
         plan = decide(replace(now, taken=now.taken + number * 2 * SECOND), before, POLICY)
         before = plan.memory
         taken.append(4 * GIB - int(str(plan.balloons[0].new)))
-    assert taken == pytest.approx([taken[0] * 2 ** min(n, memory_tick.MOST_DOUBLED - 1) for n in range(6)], rel=0.01)
+    assert taken[0] == pytest.approx(2 * reclaim.deficit(RESERVE - MIB, RESERVE), rel=0.01)
+    assert taken == pytest.approx([taken[0] * 2 ** min(n, memory_tick.MOST_DOUBLED) for n in range(6)], rel=0.01)
     assert not plan.pageouts
 
 
