@@ -10,6 +10,7 @@ from lxml.etree import _Element
 
 from kvmctl.model import throttle
 from kvmctl.model.defaults import fill_nic
+from kvmctl.model.errors import UsageError
 from kvmctl.model.spec import ConsoleSpec, GuestSpec, NicSpec, VncSpec
 from kvmctl.xml import devices, dom, edit_disks, passed
 from kvmctl.xml.metadata import Metadata
@@ -22,7 +23,7 @@ _BOOT_NAMES = {kind: name for name, kind in BOOT_DEVICES.items()}
 def edit(root: _Element, desired: GuestSpec, now: GuestSpec, said: Metadata) -> Metadata:
     """Make the devices what `desired` says; returns `said` with what is to be remembered of them.
 
-    Raises UsageError where a disk cannot have the target it asks for.
+    Raises UsageError where a disk cannot have the target it asks for, or a nic the queues.
     """
     said = edit_disks.edit(root, desired, now, said)
     if desired.nics is not None:
@@ -99,6 +100,13 @@ def _nics(root: _Element, wanted: tuple[NicSpec, ...], guest: GuestSpec) -> None
 
 
 def _change_nic(node: _Element, now: NicSpec, wanted: NicSpec) -> None:
+    """Raises UsageError where the nic that is there cannot have so many queues."""
+    model = wanted.model or now.model or ""
+    if (wanted.queues or 1) > 1 and not model.startswith("virtio"):
+        raise UsageError(
+            f"nic {now.mac or model} is an {model}, and only a virtio nic has more queues than one",
+            "say model: virtio as well, or leave out queues",
+        )
     link = (wanted.network, wanted.bridge, wanted.user or None)
     if any(link) and link != (now.network, now.bridge, now.user):
         kind = "network" if wanted.network else "bridge" if wanted.bridge else "user"

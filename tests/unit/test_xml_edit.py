@@ -314,6 +314,14 @@ def test_nics_by_address_then_by_place() -> None:
     assert parse(edit(XML, guest(nics=()), TCG)).spec.nics == ()
 
 
+def test_queues_of_a_nic_that_has_but_one_are_refused() -> None:
+    emulated = edit(XML, guest(nics=(NicSpec("default", model="e1000e"),)), TCG)
+    with pytest.raises(UsageError, match="only a virtio nic has more queues"):
+        edit(emulated, guest(nics=(NicSpec("default", queues=2),)), TCG)
+    nics = parse(edit(emulated, guest(nics=(NicSpec("default", queues=2, model="virtio"),)), TCG)).spec.nics or ()
+    assert [(nic.model, nic.queues) for nic in nics] == [("virtio", 2)]
+
+
 def test_an_iso_goes_into_the_empty_drive_and_out_again() -> None:
     edited = edit(MANAGER, GuestSpec("g", boot=BootSpec(iso="/srv/new.iso")), TCG)
     spec = parse(edited).spec
