@@ -18,8 +18,8 @@ def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
     assert param.name is not None
     if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
         if isinstance(value, tuple):
-            # Before and after the command count: a second host must not be dropped in silence.
-            value = tuple(dict.fromkeys((*getattr(app, param.name), *value)))
+            value = tuple(dict.fromkeys(value))
+        # What stands after the command replaces what stands before it, where an alias may have put it.
         setattr(app, param.name, value)
 
 

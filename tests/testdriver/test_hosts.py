@@ -44,12 +44,13 @@ def test_list_all_hosts(kvmctl: Kvmctl, hosts: dict[str, str]) -> None:
 def test_several_connections(kvmctl: Kvmctl, hosts: dict[str, str]) -> None:
     """As --all-hosts, over those that are named; what acts on one host refuses two."""
     other = "test:///default?other"
-    rows = kvmctl("-c", "two", "list", "-c", other, "-o", "json", env=hosts).json()
+    rows = kvmctl("list", "-c", "two", "-c", other, "-o", "json", env=hosts).json()
     assert [(row["host"], row["uri"], row["name"]) for row in rows] == [("two", HERE, "test"), (other, other, "test")]
     found = kvmctl("-c", "dead", "-c", "one", "host", "show", "-o", "json", code=8, env=hosts).json()
     assert [(one["host"], one["state"]) for one in found] == [("dead", "unreachable"), ("one", "up")]
     assert "NAME" in kvmctl("-c", "one", "list", env=hosts).out
     assert kvmctl("-c", "one", "-c", "one", "list", "-o", "json", env=hosts).json()[0]["name"] == "test"
+    assert kvmctl("-c", "dead", "list", "-c", "one", "-o", "name", env=hosts).out == "test\n"
     assert "say which hosts" in kvmctl("-c", "one", "list", "--all-hosts", code=2, env=hosts).err
 
 
@@ -62,9 +63,11 @@ def test_several_connections(kvmctl: Kvmctl, hosts: dict[str, str]) -> None:
     ],
 )  # fmt: skip
 def test_what_acts_on_one_host_refuses_two(kvmctl: Kvmctl, hosts: dict[str, str], words: str) -> None:
-    ran = kvmctl("-c", "one", *words.split(), "-c", "dead", code=2, env=hosts, stdin="guests: []\n")
-    assert "-c names 2" in ran.err
-    assert ran.out == ""
+    several = ("-c", "one", "-c", "dead")
+    for line in ((*several, *words.split()), (*words.split(), *several)):
+        ran = kvmctl(*line, code=2, env=hosts, stdin="guests: []\n")
+        assert "-c names 2" in ran.err
+        assert ran.out == ""
 
 
 @pytest.mark.parametrize(
