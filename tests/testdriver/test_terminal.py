@@ -28,12 +28,12 @@ def shell(state: Path, tmp_path: Path) -> Shell:
     """A line of bash in which `kvmctl` is the command line under test, on the test driver."""
 
     def run(line: str, **env: str) -> subprocess.CompletedProcess[bytes]:
-        function = f'kvmctl() {{ {shlex.quote(sys.executable)} -m kvmctl -c test:///default "$@"; }}\n'
+        function = f'kvmctl() {{ {shlex.quote(sys.executable)} -m kvmctl "$@"; }}\n'
         return subprocess.run(
             ["bash", "-c", function + line],
             capture_output=True,
             timeout=60,
-            env=environment(state, tmp_path / "run") | env,
+            env=environment(state, tmp_path / "run") | {"LIBVIRT_DEFAULT_URI": "test:///default"} | env,
             check=False,
         )
 
