@@ -27,9 +27,9 @@ class ReclaimGuest:
     target: int | None = None
     """Bytes that its balloon was told to leave it, as long as it leaves it more."""
     actual: int | None = None
-    """Bytes that its balloon left it at the last look."""
+    """Bytes that its balloon left it at the last look; the least of them while it is told to leave less."""
     moved: int = 0
-    """Monotonic nanoseconds of when its balloon was last seen to move, or told to."""
+    """Monotonic nanoseconds of when its balloon was last seen to take more, or told to."""
 
 
 @dataclass(frozen=True, slots=True)

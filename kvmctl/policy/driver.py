@@ -11,8 +11,8 @@ from kvmctl.model.units import MIB
 from kvmctl.policy.memory import is_fresh
 
 STUCK_SECONDS = 20.0
-"""For how long a balloon that is to be filled may stand still. A driver fills it by the MiB and tries again five times
-a second where it finds no memory, so that one that has moved nothing by then has nothing to give, or hangs."""
+"""For how long a balloon that is to be filled may take nothing more. A driver fills it by the MiB and tries again five
+times a second where it finds no memory, so that one that has taken nothing by then has nothing to give, or hangs."""
 
 AGAIN_SECONDS = 300.0
 """After how long such a balloon is tried again."""
@@ -54,7 +54,9 @@ def followed(memory: ReclaimGuest, actual: int, taken: int) -> ReclaimGuest:
     arrived = memory.target is None or actual - memory.target < MIB
     if arrived or taken - memory.moved > AGAIN_SECONDS * 1e9:
         return replace(memory, target=None, actual=actual, moved=taken)
-    return memory if memory.actual == actual else replace(memory, actual=actual, moved=taken)
+    # What a guest at its limit lets its balloon take and takes back again and again is no progress.
+    moved = memory.actual is None or memory.actual - actual >= MIB
+    return replace(memory, actual=actual, moved=taken) if moved else memory
 
 
 def told(memory: ReclaimGuest, target: int, taken: int) -> ReclaimGuest:

@@ -85,3 +85,11 @@ def test_a_balloon_that_moves_at_every_look_is_never_stuck(steps: list[tuple[int
         memory = after(memory, (actual + (actual == before), taken))
         before = actual + (actual == before)
         assert not driver.is_stuck(memory, taken * SECOND)
+
+
+def test_a_balloon_that_takes_and_gives_back_again_and_again_is_stuck() -> None:
+    begun = driver.told(ReclaimGuest(1, actual=384 * MIB), 160 * MIB, 0)
+    looks = [(240 + second % 2, second) for second in range(1, 30)]
+    assert driver.is_stuck(after(begun, *looks), 30 * SECOND)
+    slow = [(384 - second, 15 * second) for second in range(1, 9)]
+    assert not driver.is_stuck(after(begun, *slow), 8 * 15 * SECOND + SECOND)
