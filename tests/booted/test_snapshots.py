@@ -20,7 +20,7 @@ Pool = tuple[str, Path]
 
 WRITER = (
     "(n=0; while :; do if [ -e /run/frozen ]; then : >/run/idle; usleep 10000; else rm -f /run/idle; n=$((n + 1)); "
-    "echo $n | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo $n >/run/n; fi; done) &"
+    "echo $n | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null; echo $n >/run/new; mv /run/new /run/n; fi; done) &"
 )
 """Counts on the disk's first sector, and notes in memory what is there by now."""
 
@@ -72,7 +72,8 @@ def counted(image: Path, tmp_path: Path) -> int:
 
 
 def now(line: Console) -> int:
-    return int(line.run("cat /run/n"))
+    # The file is not there before the first.
+    return int(line.run("cat /run/n 2>/dev/null || echo 0"))
 
 
 def test_each_image_holds_the_moment_that_it_is_of(
