@@ -15,7 +15,7 @@ class App:
 
     def __init__(self) -> None:
         self.connect: tuple[str, ...] = ()
-        """What every `-c` says, wherever it stands."""
+        """What the `-c` say that count: those after the command, else those before it."""
         self.output = "table"
         self.quiet = False
         self.verbose = 0
