@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from kvmctl.bootstrap.testing import PART
 from tests.support import PREFIX, Console, Guest, Screen
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Cheap tiers first; every test belongs to one."""
     if ON_REQUEST not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker(ON_REQUEST)]
+    if part := os.environ.get(PART):
+        number, count = map(int, part.split("/"))
+        nested = [item for item in items if item.get_closest_marker("nested")]
+        others = set(nested) - set(nested[number::count])
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if not _tier(item):
             raise pytest.UsageError(f"{item.nodeid} has no tier: mark it with one of {', '.join(TIERS)}")

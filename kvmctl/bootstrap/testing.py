@@ -17,11 +17,13 @@ from kvmctl.bootstrap.nested.host import EXIT_HOST_DIED
 from kvmctl.bootstrap.progress import say
 from kvmctl.model.errors import TimedOutError
 
-PARTS = "KVMCTL_TEST_PARTS"
-"""The variable with the folder in which pytests that run at once note which test each of them runs."""
+PART = "KVMCTL_TEST_PART"
+"""The variable that says to pytest which part of the nested tests to run: `0/2` for the first of two."""
 NESTED_SECONDS = 1200.0
 """Deadline for one attempt at the nested host's tests."""
-_AT_ONCE = 2
+_PARTS = 2
+_EXIT_NOTHING = 5
+"""How pytest ends where no test was chosen."""
 _STOP_SECONDS = 60.0
 _NESTED = ("-m", "nested")
 _VAGRANT = ("-m", "vagrant")
@@ -47,27 +49,31 @@ def run(arguments: Sequence[str]) -> int:
 
 def _nested(arguments: Sequence[str] = ()) -> int:
     image.ensure()
-    code = _at_once(arguments)
+    code = _in_parts(arguments)
     if code != EXIT_HOST_DIED:
         return code
     say("a nested host itself died, as pytest says above: its tests are run once more, all of them, in new ones")
-    code = _at_once(arguments)
+    code = _in_parts(arguments)
     say("the second attempt: " + ("a host died again" if code == EXIT_HOST_DIED else f"pytest ended with {code}"))
     return code
 
 
-def _at_once(arguments: Sequence[str]) -> int:
-    """The exit code of all together: that of a test's failure, before that of a host's death."""
-    with tempfile.TemporaryDirectory() as taken, ExitStack() as stack:
-        others = [stack.enter_context(tempfile.TemporaryFile()) for _number in range(_AT_ONCE - 1)]
-        say(f"the nested tests run in {_AT_ONCE} hosts at once; what is said of the others comes after the first")
-        begun = [_start((*_NESTED, *arguments), taken, out) for out in (None, *others)]
+def _in_parts(arguments: Sequence[str]) -> int:
+    """The exit code of all parts: that of a part that failed, before that of one whose host died."""
+    with ExitStack() as stack:
+        begun, said = [], []
+        for number in range(_PARTS):
+            out = stack.enter_context(tempfile.TemporaryFile()) if number else None
+            said.append(out)
+            begun.append(_start((*_NESTED, *arguments), f"{number}/{_PARTS}", out))
+        say(f"the nested tests run in {_PARTS} parts at once; what the others say comes after the first")
         try:
             codes = _all_of(begun, NESTED_SECONDS)
         finally:
-            for out in others:
+            for out in filter(None, said):
                 _show(out)
-    return next((code for code in codes if code not in (0, EXIT_HOST_DIED)), max(codes))
+    ran = [code for code in codes if code != _EXIT_NOTHING] or [_EXIT_NOTHING]
+    return next((code for code in ran if code not in (0, EXIT_HOST_DIED)), max(ran))
 
 
 def _show(out: IO[bytes]) -> None:
@@ -76,10 +82,10 @@ def _show(out: IO[bytes]) -> None:
     sys.stdout.flush()
 
 
-def _start(arguments: Sequence[str], parts: str = "", out: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+def _start(arguments: Sequence[str], part: str = "", out: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     sys.stdout.flush()
     command = [str(environment.PYTHON), "-m", "pytest", "tests", *arguments]
-    settings = os.environ | ({PARTS: parts} if parts else {})
+    settings = os.environ | ({PART: part} if part else {})
     return subprocess.Popen(command, cwd=environment.CHECKOUT, env=settings, stdout=out, stderr=out)
 
 

@@ -4,16 +4,12 @@ that is not a test's failure, and `python3 -m kvmctl.bootstrap test` runs the ti
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from kvmctl.bootstrap.nested import image
 from kvmctl.bootstrap.nested.host import EXIT_HOST_DIED, HostDiedError, booted
-from kvmctl.bootstrap.testing import PARTS
 from kvmctl.model.errors import KvmctlError
 from tests.conftest import cannot
 from tests.nested.support import Nested
@@ -46,24 +42,6 @@ class Keeper:
 
 
 _keeper = Keeper()
-
-
-def is_ours(nodeid: str) -> bool:
-    """Whether this process is to run a test: the first of those that run at once which asks."""
-    folder = os.environ.get(PARTS)
-    if not folder:
-        return True
-    try:
-        Path(folder, hashlib.sha256(nodeid.encode()).hexdigest()).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Pass over what another process runs."""
-    return None if is_ours(item.nodeid) else True
 
 
 @pytest.hookimpl(wrapper=True)
