@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,3 +188,12 @@ def screen(state: Path, tmp_path: Path) -> Iterator[Screen]:
     opened = Screen(environment(state, tmp_path / "run"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that QEMU's user can enter."""
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}folder-", dir="/var/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)

@@ -36,6 +36,7 @@ _KINDS = {
     "boot/kernel": "kernel",
     "boot/initrd": "initrd",
 }
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 _TAMPERED = "the folder was tampered with, or is damaged: kvmctl backup GUEST DIR --verify tells"
 
 
@@ -131,7 +132,7 @@ def definition(found: Found) -> str:
 
 def small(found: Found, kind: str) -> bytes | None:
     """A small part of that kind, where the backup has one. Raises UsageError where it is not what was backed up."""
-    name = next((name for name, one in _KINDS.items() if one == kind), "")
+    name = _NAMES[kind]
     return _small(found, name) if any(part.name == name for part in found.chosen.parts) else None
 
 
@@ -182,8 +183,7 @@ def read(found: Found, plan: Plan, folder_of: Callable[[Path], Path], meter: Met
         if one.part.kind == "disk":
             _disk(found, f"disks/{one.part.target}.qcow2", staged, meter)
         else:
-            name = next((name for name, kind in _KINDS.items() if kind == one.part.kind), one.part.name)
-            _copy(found.home, found.chosen, name, staged, meter)
+            _copy(found.home, found.chosen, _NAMES.get(one.part.kind, one.part.name), staged, meter)
         files[one.path] = staged
     return files
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from kvmctl.host import pci_block, pci_net, pci_process
 from kvmctl.host.files import read_int, read_permitted
 from kvmctl.host.pci_ids import PciIds
-from kvmctl.host.pci_kernel import DEVICES, ROOT, driver, override
+from kvmctl.host.pci_kernel import DEVICES, ROOT, driver, link, override
 from kvmctl.model.errors import NotFoundError
 from kvmctl.model.pci import NO_DRIVER, VFIO, PciDevice, Use, is_address, order
 
@@ -84,7 +84,7 @@ def read(address: str, root: Path = ROOT, names: PciIds | None = None) -> PciDev
         group=_group(path),
         total_vfs=read_int(path / "sriov_totalvfs"),
         vfs=virtual_functions(address, root),
-        pf=_link(path / "physfn"),
+        pf=link(path / "physfn"),
     )
 
 
@@ -96,15 +96,8 @@ def _hex(path: Path) -> int:
         return 0
 
 
-def _link(path: Path) -> str | None:
-    try:
-        return path.readlink().name
-    except OSError:
-        return None
-
-
 def _group(path: Path) -> int | None:
-    number = _link(path / "iommu_group")
+    number = link(path / "iommu_group")
     if number is None or not number.isdigit():
         return None
     made_up = (read_permitted(path / "iommu_group/name") or "").strip() == _NO_ISOLATION
@@ -115,7 +108,7 @@ def virtual_functions(address: str, root: Path = ROOT) -> tuple[str, ...]:
     """The virtual functions of a device, in the order of its links: their addresses need not be contiguous."""
     path = root / DEVICES / address
     links = [name for name in pci_block.names_in(path) if name.startswith("virtfn") and name[6:].isdigit()]
-    found = [_link(path / name) for name in sorted(links, key=lambda name: int(name[6:]))]
+    found = [link(path / name) for name in sorted(links, key=lambda name: int(name[6:]))]
     return tuple(one for one in found if one)
 
 

@@ -22,6 +22,14 @@ _NVME_ADMIN = 0xC0484E41
 _NVME_MILLISECONDS = 30_000
 
 
+def link(path: Path) -> str | None:
+    """The name of what a link of the kernel's leads to; None where there is none."""
+    try:
+        return path.readlink().name
+    except OSError:
+        return None
+
+
 class Kernel:
     """The kernel's PCI files below `root`, written with deadlines."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from kvmctl.host.files import read_permitted
 from kvmctl.host.journal import Journal
 from kvmctl.host.pci_block import names_in
-from kvmctl.host.pci_kernel import DEVICES, ROOT
+from kvmctl.host.pci_kernel import DEVICES, ROOT, link
 from kvmctl.model.errors import KvmctlError, NotFoundError, RefusedError, TimedOutError
 
 KIND = "sriov-function"
@@ -36,10 +36,7 @@ class Function:
 
 def card_of(address: str, root: Path = ROOT) -> str | None:
     """The physical function that a device is a virtual function of; None where it is none, or is gone."""
-    try:
-        return (root / DEVICES / address / "physfn").readlink().name
-    except OSError:
-        return None
+    return link(root / DEVICES / address / "physfn")
 
 
 def is_network(address: str, root: Path = ROOT) -> bool:

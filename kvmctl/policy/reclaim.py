@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from kvmctl.model.units import MIB
@@ -82,12 +81,6 @@ def deficit(available: int, reserve: int) -> int:
 def surplus(available: int, reserve: int) -> int:
     """Bytes that may be given back to guests."""
     return max(0, available - round(ROOM * reserve))
-
-
-def unshare_need(saved: int, ballooned: Iterable[int], cover: float) -> int:
-    """Bytes of free memory and swap that have to stand behind what is shared and ballooned away: the part `cover` of
-    what would be needed back at once were all merged pages written to and all balloons let go."""
-    return round(cover * (saved + sum(ballooned)))
 
 
 def oom_score(shares: int, size: int) -> int:

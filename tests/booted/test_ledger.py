@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvmctl.bootstrap.microguest import MicroGuest
-from kvmctl.hypervisor.connection import Hypervisor
 from tests.conftest import Kvmctl
-from tests.support import Console, Guest, until
+from tests.support import Boot, until
 
 pytestmark = pytest.mark.booted
 
 MIB = 1 << 20
 
 
-def test_use_and_the_guests_own_figures(
-    kvmctl: Kvmctl,
-    make_name: Callable[..., str],
-    hypervisor: Hypervisor,
-    micro: MicroGuest,
-    accelerator: str,
-    console: Callable[[Guest], Console],
-    tmp_path: Path,
-) -> None:
-    name = make_name("po-ledger")
-    file = tmp_path / "guest.yaml"
-    file.write_text(
-        f"guests:\n  - name: {name}\n    accelerator: {accelerator}\n    cpu: {{count: 1, limit: 0.5}}\n"
-        "    memory: {size: 256MiB}\n"
-        f"    boot: {{kernel: {micro.kernel}, initrd: {micro.initrd}, cmdline: 'console=ttyS0 quiet'}}\n"
-    )
-    kvmctl("apply", "-f", file)
-    line = console(Guest(hypervisor, name))
-    line.ready()
+def test_use_and_the_guests_own_figures(kvmctl: Kvmctl, boot: Boot) -> None:
+    guest, line = boot("cpu: {count: 1, limit: 0.5}\n    memory: {size: 256MiB}")
 
     def ledger(*command: str) -> dict[str, Any]:
         guests = kvmctl("-o", "json", *command).json()["guests"]
-        found: dict[str, Any] = next(guest for guest in guests if guest["name"] == name)
+        found: dict[str, Any] = next(one for one in guests if one["name"] == guest.name)
         return found
 
     fresh = until(lambda: ledger("memory"), lambda found: found["usable"] is not None, 60, "the guest's own figures")
@@ -59,5 +38,5 @@ def test_use_and_the_guests_own_figures(
     assert 0 <= busy["steal"] <= 100
     assert busy["demand"] is None, "it would use more"
     assert busy["bound"] == "limit" or busy["entitlement"] < 0.5, "others may be at work on this host"
-    said = kvmctl("cpu", "--sample", "2s", "--explain", name).out
-    assert f"{name} is entitled to " in said
+    said = kvmctl("cpu", "--sample", "2s", "--explain", guest.name).out
+    assert f"{guest.name} is entitled to " in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,17 +50,6 @@ def writing(
     line.ready()
     line.run(WRITER)
     return guest, line
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    import shutil
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix="kvmctl-test-backup-", dir="/var/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def counted(image: Path, tmp_path: Path) -> int:

@@ -16,7 +16,7 @@ from kvmctl.hypervisor import backups
 from kvmctl.hypervisor.connection import Hypervisor
 from tests import disks
 from tests.conftest import Kvmctl, environment
-from tests.support import PREFIX, Guest, until
+from tests.support import Guest, until
 
 pytestmark = pytest.mark.paused
 
@@ -31,18 +31,6 @@ def guest(kvmctl: Kvmctl, hypervisor: Hypervisor, make_name: Callable[..., str],
         return Guest(hypervisor, name)
 
     return make
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that QEMU's user can enter."""
-    import shutil
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}backup-", dir="/var/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 def restored(home: Path, id_: str, to: Path) -> Path:

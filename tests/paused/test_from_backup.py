@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,12 @@ from kvmctl.hypervisor.connection import Hypervisor
 from tests import backupfolders, disks
 from tests.backupfolders import FULL, IDS, LAST, NEXT
 from tests.conftest import Kvmctl
-from tests.support import PREFIX, Guest
+from tests.support import Guest
 
 pytestmark = pytest.mark.paused
 
 Names = Callable[..., str]
 Pool = tuple[str, Path]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that QEMU's user can enter."""
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}backup-", dir="/var/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture
