@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
-from kvmctl.bootstrap import daemons, defaults, device, environment, microguest, packages, state
+from kvmctl.bootstrap import certificates, daemons, defaults, device, environment, microguest, packages, state
 from kvmctl.bootstrap.microguest import MicroGuest
 from kvmctl.bootstrap.progress import say, step
 from kvmctl.host import accelerator
@@ -39,6 +39,7 @@ def prepare(tests: bool = False, vagrant: bool = False) -> Machine:
         packages.install(missing)
     environment.ensure()
     device.ensure()
+    certificates.ensure()
     daemons.ensure()
     defaults.ensure_pool()
     network = defaults.ensure_network()
