@@ -174,7 +174,7 @@ def _guests(hypervisor: Hypervisor) -> dict[str, Any]:
         "balloon_max": _sum(sample.balloon.maximum for sample in samples),
         "resident": _sum(sample.balloon.rss for sample in samples),
         "cpu_reservation": sum(promised.cpu_reservation for promised in promises),
-        "memory_reservation": sum(promised.memory_reservation for promised in promises),
+        "memory_reservation": sum(promised.memory_kept for promised in promises),
     }
 
 

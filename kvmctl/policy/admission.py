@@ -44,13 +44,13 @@ def admit_cpu(
 def admit_memory(
     running: Mapping[str, Promise], candidates: Mapping[str, Promise], total: int, room: int | None = None
 ) -> Verdict:
-    """Whether a host with `total` bytes holds the memory reservations, of which `room` is for guests: as
+    """Whether a host with `total` bytes holds what guests keep of their memory by reservation or pinned, of which `room` is for guests: as
     `policy.reclaim.guests_memory` where None is given.
 
     As `admit_cpu`.
     """
-    before = {name: _up(promise.memory_reservation) for name, promise in running.items()}
-    asked = {name: _up(promise.memory_reservation) for name, promise in candidates.items()}
+    before = {name: _up(promise.memory_kept) for name, promise in running.items()}
+    asked = {name: _up(promise.memory_kept) for name, promise in candidates.items()}
     there, capacity = _down(total), _down(guests_memory(total) if room is None else room)
     kept = f" ({there} MiB of the host less {there - capacity} that are not for guests)"
     return _in_bytes(_verdict(before, asked, capacity, "MiB", str, kept))

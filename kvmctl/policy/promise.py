@@ -7,6 +7,7 @@ from kvmctl.model.spec import UNLIMITED, GuestSpec, cpu_shares, memory_shares
 def promise_of(spec: GuestSpec) -> Promise:
     """The promise of a guest; what the spec leaves open is what a new guest gets."""
     cpu, memory = spec.cpu, spec.memory
+    most = memory.max or memory.size or 0
     return Promise(
         cpu_shares=cpu_shares(cpu.shares, cpu.count or 1),
         cpu_limit=UNLIMITED if cpu.limit is None else cpu.limit,
@@ -18,5 +19,6 @@ def promise_of(spec: GuestSpec) -> Promise:
         project=spec.project,
         labels=spec.labels or (),
         rebalance=spec.rebalance is not False,
-        memory_max=memory.max or memory.size or 0,
+        memory_max=most,
+        memory_pinned=most if spec.passthrough or memory.hugepages else 0,
     )

@@ -24,7 +24,7 @@ from xml.etree.ElementTree import Element
 from kvmctl.model.pci import is_address
 from kvmctl.model.spec import MAX_SHARES, CloudInitSpec, GuestSpec, Level, PassedSpec, cpu_shares, memory_shares
 from kvmctl.model.units import format_size, parse_cores, parse_size
-from kvmctl.xml import resources, tree
+from kvmctl.xml import reclaimable, resources, tree
 from kvmctl.xml.passed import to_remember
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def promise_in(root: Element, vcpus: int | None = None) -> Promise:
         labels=said.labels,
         rebalance=said.rebalance,
         memory_max=memory.max or 0,
+        memory_pinned=(memory.max or 0) if reclaimable.pinned(root) else 0,
     )
 
 

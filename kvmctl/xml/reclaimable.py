@@ -16,21 +16,26 @@ _PINNING = ("hostdev[@type='pci']", "hostdev[@type='mdev']", "interface[@type='h
 def memory_fixed(root: Element) -> str:
     """Why the memory of a guest with this definition stays where it is, whatever it uses; empty where it can be taken
     by a balloon, merged and swapped."""
-    if any(root.find(f"devices/{device}") is not None for device in _PINNING):
-        return "a device is passed through to it, which pins all of it"
+    if reason := pinned(root):
+        return reason
     backing = root.find("memoryBacking")
     if backing is None:
         return ""
-    if backing.find("hugepages") is not None:
-        return "it is on huge pages"
-    if backing.find("locked") is not None:
-        return "it is locked"
     source, access = backing.find("source"), backing.find("access")
     if (source is not None and source.get("type") == "memfd") or (
         access is not None and access.get("mode") == "shared"
     ):
         return "it is shared with other processes"
     return ""
+
+
+def pinned(root: Element) -> str:
+    """Why not even the kernel can take this guest's memory from it while it runs; empty where it can."""
+    if any(root.find(f"devices/{device}") is not None for device in _PINNING):
+        return "a device is passed through to it, which pins all of it"
+    if root.find("memoryBacking/hugepages") is not None:
+        return "it is on huge pages"
+    return "it is locked" if root.find("memoryBacking/locked") is not None else ""
 
 
 def has_balloon(root: Element) -> bool:

@@ -96,6 +96,13 @@ def test_memory_for_guests_may_be_less_than_the_host_leaves() -> None:
     assert not admit_memory({}, {"new": memory(2 * GIB)}, 4 * GIB, room=2 * GIB - 1).admitted
 
 
+def test_what_is_pinned_counts_as_reserved_whole() -> None:
+    pinned = replace(memory(1 * GIB), memory_max=3 * GIB, memory_pinned=3 * GIB)
+    assert not admit_memory({"web1": memory(1 * GIB)}, {"new": pinned}, 4 * GIB).admitted
+    assert "new 3072" in admit_memory({}, {"new": pinned}, 4 * GIB).arithmetic
+    assert not admit_memory({"web1": pinned}, {"new": memory(1 * GIB)}, 4 * GIB).admitted
+
+
 def grows(size: int) -> Promise:
     return replace(memory(0), memory_max=size)
 

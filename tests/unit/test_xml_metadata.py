@@ -1,13 +1,15 @@
 """What libvirt cannot say: stored, read back, and robust against what others wrote there."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from kvmctl.model.defaults import fill
 from kvmctl.model.errors import UsageError
-from kvmctl.model.spec import CloudInitSpec, CpuSpec, GuestSpec, MemorySpec
+from kvmctl.model.spec import CloudInitSpec, CpuSpec, GuestSpec, MemorySpec, PassedSpec
 from kvmctl.model.units import GIB, MIB
+from kvmctl.policy.promise import promise_of
 from kvmctl.xml import metadata
 from kvmctl.xml.edit import edit
 from kvmctl.xml.metadata import Metadata
@@ -142,6 +144,31 @@ def test_a_promise_of_a_foreign_guest() -> None:
     promise = metadata.promise(domain("<memory unit='MiB'>512</memory><vcpu>4</vcpu>"))
     assert (promise.cpu_shares, promise.cpu_limit, promise.memory_shares) == (4000, math.inf, 5120)
     assert (promise.sharing, promise.swap, promise.rebalance) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("inside", "pinned"),
+    [
+        ("", 0),
+        ("<memoryBacking><source type='memfd'/></memoryBacking>", 0),
+        ("<memoryBacking><hugepages/></memoryBacking>", 512 * MIB),
+        ("<memoryBacking><locked/></memoryBacking>", 512 * MIB),
+        ("<devices><interface type='hostdev'/></devices>", 512 * MIB),
+    ],
+)
+def test_a_promise_says_what_nobody_can_take_from_the_guest(inside: str, pinned: int) -> None:
+    sizes = "<memory unit='MiB'>512</memory><currentMemory unit='MiB'>256</currentMemory>"
+    found = metadata.promise(f"<domain><name>a</name>{sizes}{inside}</domain>")
+    assert (found.memory_pinned, found.memory_kept, found.memory_reservation) == (pinned, pinned, 0)
+
+
+def test_a_spec_promises_the_same_of_pinned_memory() -> None:
+    size = MemorySpec(size=256 * MIB, max=512 * MIB)
+    assert promise_of(GuestSpec("a", memory=size)).memory_kept == 0
+    assert promise_of(GuestSpec("a", memory=size, passthrough=())).memory_kept == 0
+    given = (PassedSpec(pci="0000:01:00.0"),)
+    assert promise_of(GuestSpec("a", memory=size, passthrough=given)).memory_kept == 512 * MIB
+    assert promise_of(GuestSpec("a", memory=replace(size, hugepages=2 * MIB))).memory_kept == 512 * MIB
 
 
 def test_a_quota_for_each_vcpu_is_a_limit_too() -> None:
