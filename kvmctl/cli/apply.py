@@ -65,7 +65,7 @@ def apply(app: App, files: tuple[str, ...], dry_run: bool, prune: bool, disks: b
             "--prune needs a project, so that it knows which guests are its own", "add `project: NAME` to the file"
         )
     hypervisor = app.hypervisor()
-    with _room(app, hypervisor, wanted, dry_run), _locked(hypervisor, dry_run):
+    with _room(app, hypervisor, wanted, dry_run, force), _locked(hypervisor, dry_run):
         if not dry_run:
             _leftovers(hypervisor)
         plans = _plan(hypervisor, wanted, force)
@@ -125,15 +125,24 @@ def set_(app: App, name: str, assignments: tuple[str, ...], dry_run: bool, force
         return show_outcomes(app, [plan], _run(app, hypervisor, [plan]))
 
 
-def _room(app: App, hypervisor: Hypervisor, wanted: GuestFile, dry_run: bool) -> AbstractContextManager[None]:
+def _room(
+    app: App, hypervisor: Hypervisor, wanted: GuestFile, dry_run: bool, force: bool
+) -> AbstractContextManager[None]:
     from contextlib import nullcontext
 
     from kvmctl.control import room
+    from kvmctl.control.admit import check_lasting
+    from kvmctl.policy.promise import promise_of
+
+    def check() -> None:
+        if not force:
+            new = room.new(hypervisor, wanted.guests)
+            check_lasting(hypervisor, {spec.name: promise_of(spec) for spec in new})
 
     if dry_run:
         return nullcontext()
     return room.made(
-        hypervisor, lambda policy: room.of_new(hypervisor, wanted.guests, policy), lambda text: note(app, text)
+        hypervisor, lambda policy: room.of_new(hypervisor, wanted.guests, policy), lambda text: note(app, text), check
     )
 
 

@@ -91,7 +91,7 @@ def start(app: App, names: tuple[str, ...], labels: tuple[str, ...], paused: boo
       kvmctl start -l tier=front
     """
     from kvmctl.control import lifecycle, room
-    from kvmctl.control.admit import admit_start
+    from kvmctl.control.admit import admit_start, check_start
     from kvmctl.control.select import chosen
     from kvmctl.model.sample import ACTIVE
 
@@ -99,11 +99,15 @@ def start(app: App, names: tuple[str, ...], labels: tuple[str, ...], paused: boo
         guests = chosen(app.hypervisor(), names, labels)
         return {sample.name: room.beginning(domain, policy) for sample, domain in guests if sample.state not in ACTIVE}
 
+    def check() -> None:
+        if not force:
+            check_start(app.hypervisor(), chosen(app.hypervisor(), names, labels))
+
     def deed(hypervisor: Hypervisor, guests: list[Guest]) -> list[Deed]:
         admit_start(hypervisor, guests, force, warn)
         return lifecycle.for_each(guests, lambda guest: lifecycle.start(guest, paused))
 
-    with room.made(app.hypervisor(), beginnings, lambda text: note(app, text)):
+    with room.made(app.hypervisor(), beginnings, lambda text: note(app, text), check):
         _act(app, names, labels, deed)
 
 

@@ -44,11 +44,30 @@ class _Wish:
     """Bytes that running guests are to have more at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A wish, and what it is held against: what runs beside it, and the host's cores and bytes of memory."""
+
+    wish: _Wish
+    running: Mapping[str, Promise]
+    cores: Capacity
+    total: int
+
+
 def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
     """Raise RefusedError if the reservations of all guests would not fit once these have been started."""
-    off = [(sample, domain) for sample, domain in guests if sample.state not in ACTIVE]
+    off = _off(guests)
     taken = first_bytes(hypervisor, [domain for _sample, domain in off])
     _admit(hypervisor, replace(_beginning(off), taken=taken), force, warn)
+
+
+def check_start(hypervisor: Hypervisor, guests: Iterable[Guest]) -> None:
+    """As `check_lasting`, of those that are off."""
+    check_lasting(hypervisor, _beginning(_off(guests)).promises)
+
+
+def _off(guests: Iterable[Guest]) -> list[Guest]:
+    return [(sample, domain) for sample, domain in guests if sample.state not in ACTIVE]
 
 
 def admit_resume(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
@@ -75,6 +94,14 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
         sum(map(_growth, due)),
     )
     _admit(hypervisor, wish, force, warn)
+
+
+def check_lasting(hypervisor: Hypervisor, promises: Mapping[str, Promise]) -> None:
+    """Raise RefusedError if what these guests were promised does not fit once they run, however much memory is made
+    free for them."""
+    wish = _Wish(promises, frozenset(promises))
+    if refused := _refused(hypervisor, wish, _lasting):
+        raise _refusal(refused)
 
 
 def admit_revert(
@@ -105,27 +132,11 @@ def admit_definition(
 
 
 def _admit(hypervisor: Hypervisor, wish: _Wish, force: bool, warn: Callable[[str], None]) -> None:
-    # First of all, so that a policy that cannot be read is said before anything is changed.
-    cores = capacity(hypervisor)
-    if not wish.promises:
-        return
-    found = claims(domains.samples_with_domains(hypervisor))
-    running = {claim.name: claim.promise for claim, _ in found if claim.name not in wish.begin}
-    size = node(hypervisor)
-    if size is None:
-        return
-    refused = [
-        f"{what}: {verdict.arithmetic}"
-        for what, verdict in _verdicts(hypervisor, running, wish, cores, size.memory)
-        if not verdict.admitted
-    ]
+    refused = _refused(hypervisor, wish, _verdicts)
     if not refused:
         return
     if not force:
-        raise RefusedError(
-            "this host cannot keep what would be promised:\n  " + "\n  ".join(refused),
-            "lower a reservation, stop a guest, or use --force to break the promise knowingly",
-        )
+        raise _refusal(refused)
     for line in refused:
         warn(f"forced, so promises will not be kept: {line}")
     forced = [
@@ -136,19 +147,49 @@ def _admit(hypervisor: Hypervisor, wish: _Wish, force: bool, warn: Callable[[str
     history.record(hypervisor.uri, time.time(), forced)
 
 
-def _verdicts(
-    hypervisor: Hypervisor, running: Mapping[str, Promise], wish: _Wish, cores: Capacity, total: int
-) -> Iterator[tuple[str, Verdict]]:
-    yield "CPU reservations", admit_cpu(running, wish.promises, cores.cores, cores.reserve)
+def _refusal(lines: Sequence[str]) -> RefusedError:
+    return RefusedError(
+        "this host cannot keep what would be promised:\n  " + "\n  ".join(lines),
+        "lower a reservation, stop a guest, or use --force to break the promise knowingly",
+    )
+
+
+def _refused(
+    hypervisor: Hypervisor, wish: _Wish, verdicts: Callable[[Hypervisor, _Asked], Iterator[tuple[str, Verdict]]]
+) -> list[str]:
+    """The arithmetic of all that is not admitted."""
+    # First of all, so that a policy that cannot be read is said before anything is changed.
+    cores = capacity(hypervisor)
+    if not wish.promises:
+        return []
+    found = claims(domains.samples_with_domains(hypervisor))
+    running = {claim.name: claim.promise for claim, _ in found if claim.name not in wish.begin}
+    size = node(hypervisor)
+    if size is None:
+        return []
+    asked = _Asked(wish, running, cores, size.memory)
+    return [f"{what}: {verdict.arithmetic}" for what, verdict in verdicts(hypervisor, asked) if not verdict.admitted]
+
+
+def _lasting(hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdict]]:
+    """What holds for as long as the guests run, whatever is free."""
+    running, wanted, cores = asked.running, asked.wish.promises, asked.cores
+    yield "CPU reservations", admit_cpu(running, wanted, cores.cores, cores.reserve)
     if not hypervisor.local:
-        yield "memory reservations", admit_memory(running, wish.promises, total)
+        yield "memory reservations", admit_memory(running, wanted, asked.total)
         return
     policy, now = host_policy().memory, memory.read()
     room = guests_memory(now.total, policy.reserve, policy.limit, memory.guests_limit())
-    yield "memory reservations", admit_memory(running, wish.promises, now.total, room)
-    yield "memory overcommit", admit_overcommit(running, wish.promises, room, policy.overcommit)
-    if not wish.begin and not wish.growth:
+    yield "memory reservations", admit_memory(running, wanted, now.total, room)
+    yield "memory overcommit", admit_overcommit(running, wanted, room, policy.overcommit)
+
+
+def _verdicts(hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdict]]:
+    yield from _lasting(hypervisor, asked)
+    wish = asked.wish
+    if not hypervisor.local or (not wish.begin and not wish.growth):
         return  # what takes no memory makes nothing worse
+    policy, now = host_policy().memory, memory.read()
     available = memory.left_for_guests(now)
     swap = now.swap_free if policy.swap == "manage" else 0
     yield "available memory", admit_state(available, reserve_of(policy, now.total), wish.taken, swap)

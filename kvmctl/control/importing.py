@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kvmctl.control import archive, from_backup, ova, place, room, seed, tpm
-from kvmctl.control.admit import admit_definition
+from kvmctl.control.admit import admit_definition, check_lasting
 from kvmctl.control.begin import begin
 from kvmctl.control.guarded import LOCK_WAIT, guarded
 from kvmctl.control.meter import Meter
@@ -30,6 +30,7 @@ from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.xml import adopt as adopting
 from kvmctl.xml import identity
+from kvmctl.xml.metadata import promise
 from kvmctl.xml.parse import parse
 
 INTENT = "import"
@@ -158,7 +159,11 @@ def _room(hypervisor: Hypervisor, plan: Plan, wishes: Wishes, tell: Tell) -> Abs
         # One that goes on from its memory does not boot: it has all that it uses.
         return {plan.own.name: replace(one, target=None) if plan.resume else one}
 
-    return room.made(hypervisor, beginnings, tell.say)
+    def check() -> None:
+        if not wishes.force:
+            check_lasting(hypervisor, {plan.own.name: promise(plan.xml)})
+
+    return room.made(hypervisor, beginnings, tell.say, check)
 
 
 class _Folders:

@@ -79,21 +79,26 @@ def of_spec(spec: GuestSpec, policy: MemoryPolicy) -> Beginning:
 
 def of_new(hypervisor: Hypervisor, specs: Iterable[GuestSpec], policy: MemoryPolicy) -> dict[str, Beginning]:
     """Of those that are not defined yet and are going to run, by name. Raises KvmctlError."""
+    return {spec.name: of_spec(spec, policy) for spec in new(hypervisor, specs)}
+
+
+def new(hypervisor: Hypervisor, specs: Iterable[GuestSpec]) -> list[GuestSpec]:
+    """Those that are not defined yet and are going to run. Raises KvmctlError."""
     known = {sample.name for sample in domains.samples(hypervisor)}
-    return {
-        spec.name: of_spec(spec, policy)
-        for spec in specs
-        if spec.name not in known and spec.state in (None, "running", "paused")
-    }
+    return [spec for spec in specs if spec.name not in known and spec.state in (None, "running", "paused")]
 
 
 @contextmanager
 def made(
-    hypervisor: Hypervisor, beginnings: Callable[[MemoryPolicy], Mapping[str, Beginning]], say: Callable[[str], None]
+    hypervisor: Hypervisor,
+    beginnings: Callable[[MemoryPolicy], Mapping[str, Beginning]],
+    say: Callable[[str], None],
+    check: Callable[[], object],
 ) -> Iterator[None]:
     """Have room made for guests, by name, which are started in the block: asks the controller, where one is at work,
     for all that they may take, and waits for as long as it gets nearer to that, `WAIT` seconds at most. Whether what
-    there is then suffices for a beginning, admission says.
+    there is then suffices for a beginning, admission says. `check` raises what no room would help against, before
+    anything is taken from others in vain.
 
     The hypervisor's lock must not be held: the tick needs it. Raises KvmctlError.
     """
@@ -107,6 +112,7 @@ def made(
     if not taken or available - wanted >= reserve:
         yield
         return
+    check()
     say(f"making room: {human_size(wanted)} for {', '.join(taken)}, and {human_size(available)} are available")
     try:
         _ask(hypervisor, taken)

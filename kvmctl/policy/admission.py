@@ -44,8 +44,8 @@ def admit_cpu(
 def admit_memory(
     running: Mapping[str, Promise], candidates: Mapping[str, Promise], total: int, room: int | None = None
 ) -> Verdict:
-    """Whether a host with `total` bytes holds what guests keep of their memory by reservation or pinned, of which `room` is for guests: as
-    `policy.reclaim.guests_memory` where None is given.
+    """Whether a host with `total` bytes, of which `room` is for guests, holds what guests keep of their memory, by
+    reservation or pinned. None of `room` is as `policy.reclaim.guests_memory` says.
 
     As `admit_cpu`.
     """

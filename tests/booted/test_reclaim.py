@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmctl.host import memory
-from kvmctl.hypervisor import live
+from kvmctl.hypervisor import domains, live
 from kvmctl.model.units import MIB
 from kvmctl.policy import balloon
 from tests.shorthost import Lab, guest_file
@@ -115,3 +115,18 @@ def test_a_start_on_a_short_host_has_room_made_and_begins_with_half(lab: Lab) ->
             until(lambda: live.balloon(second.domain), lambda size: size <= 193 * MIB, 60, "what it begins with")
         finally:
             second.remove()
+
+
+def test_no_room_is_made_for_what_can_never_be_kept(lab: Lab) -> None:
+    lab.fresh()
+    reserve = memory.read().available // MIB - 200
+    lab.policy_is(f"reserve: {reserve}MiB, overcommit: 10000%, cover: 0%, sharing: leave, swap: leave")
+    lab.tick()
+    text = guest_file(lab.host.folder, "second").replace("384MiB", "900GiB").replace("160MiB", "800GiB")
+    env = {"KVMCTL_HOST_FILE": str(lab.policy)}
+    ran = lab.kvmctl("-c", lab.host.uri, "apply", "-f", "-", stdin=text, code=5, env=env)
+    assert "memory reservations" in ran.err
+    assert "making room" not in ran.err
+    assert "memory.balloon" not in lab.tick(), "nothing is taken from others in vain"
+    with lab.host.open() as hypervisor:
+        assert "second" not in {sample.name for sample in domains.samples(hypervisor)}
