@@ -108,6 +108,9 @@ def disk_specs(draw: st.DrawFn) -> DiskSpec:
     volume = shape == "volume"
     base = draw(maybe(file_names | paths)) if volume else None
     bus = draw(maybe(st.sampled_from(["scsi", "sata"] if cdrom else ["virtio", "scsi", "sata"])))
+    mode = draw(maybe(st.sampled_from(_modes(bus))))
+    letter = draw(maybe(st.sampled_from(LETTERS)))
+    virtio = not cdrom and (bus == "virtio" or (bus is None and (letter is None or mode is not None)))
     return DiskSpec(
         path=draw(paths) if shape == "path" else None,
         volume=draw(file_names) if volume else None,
@@ -117,11 +120,11 @@ def disk_specs(draw: st.DrawFn) -> DiskSpec:
         base=base,
         bus=bus,
         device="cdrom" if cdrom else draw(st.sampled_from([None, "disk"])),
-        target=draw(maybe(st.sampled_from(LETTERS).map(lambda letter: ("vd" if bus == "virtio" else "sd") + letter))),
+        target=letter and ("vd" if bus == "virtio" else "sd") + letter,
         cache=draw(maybe(st.sampled_from(["none", "writeback", "writethrough", "directsync", "unsafe"]))),
         read_only=draw(maybe(st.just(False) if bus == "sata" and not cdrom else st.booleans())),
-        iothread=draw(maybe(st.booleans() if bus in (None, "virtio") and not cdrom else st.just(False))),
-        mode=draw(maybe(st.sampled_from(_modes(bus)))),
+        iothread=draw(maybe(st.booleans() if virtio else st.just(False))),
+        mode=mode,
         **draw(disk_ceilings()),
     )
 

@@ -98,7 +98,9 @@ def _disk_bus(disk: DiskSpec, machine: str | None) -> Iterator[Fault]:
         yield "mode", f"a disk on {disk.bus} is {disk_mode(disk.bus)}, not {disk.mode}: say either the mode or the bus"
     elif disk.mode is not None and (why := _impossible(disk_bus, disk.mode, disk.device or "disk", machine or "q35")):
         yield "mode", why
-    if disk.iothread and ((disk.bus or "virtio") != "virtio" or disk.mode == "emulated" or disk.device == "cdrom"):
+    # Where neither bus nor mode is said, the target tells: see `defaults.bus_of`.
+    other = disk.bus != "virtio" if disk.bus else not disk.mode and (disk.target or "").startswith(("sd", "hd"))
+    if disk.iothread and (other or disk.mode == "emulated" or disk.device == "cdrom"):
         yield "iothread", "only a disk on virtio has a thread of its own"
 
 

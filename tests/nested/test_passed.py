@@ -10,7 +10,7 @@ import pytest
 
 from kvmctl.bootstrap.nested.host import E1000E_MAC, GATEWAY, MARKS, NVME
 from kvmctl.bootstrap.nested.image import GUEST
-from tests.conftest import Ran
+from tests.conftest import Ran, cannot
 from tests.nested.support import Nested
 from tests.support import PREFIX
 
@@ -95,7 +95,7 @@ def test_two_guests_get_different_functions_and_a_third_none(nested: Nested) -> 
 @pytest.fixture
 def igb(nested: Nested) -> str:
     if not nested.devices.igb:
-        pytest.skip("this emulator has no network card with virtual functions")
+        cannot("this emulator has no network card with virtual functions")
     nested.sh(f"ip link set $(ls /sys/bus/pci/devices/{nested.devices.igb}/net) up")
     return nested.devices.igb
 

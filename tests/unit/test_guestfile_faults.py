@@ -131,6 +131,7 @@ BAD_FIELDS = [
     ("disks: [{path: /a, iopz: 5}]", "unknown key 'disks.0.iopz': did you mean iops"),
     ("disks: [{path: /a, mode: emulated, bus: virtio}]", "a disk on virtio is paravirtual, not emulated"),
     ("disks: [{path: /a, mode: passthrough}]", "unknown key 'passthrough.0.path': known are pci, vf-of"),
+    ("disks: [{path: /a, target: sda, iothread: yes}]", "only a disk on virtio has a thread"),
     ("disks: [{path: /a, bus: sata, iothread: yes}]", "only a disk on virtio has a thread"),
     ("disks: [{path: /a, iops: 5, read-iops: 5}]", "say either iops, for reading and writing together"),
     ("disks: [{path: /a, iops-burst: 5}]", "beyond iops, which is not limited"),

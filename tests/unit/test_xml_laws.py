@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import assume, given, reject, settings
+from hypothesis import assume, example, given, reject, settings
 from hypothesis import strategies as st
 
 from kvmctl.model.defaults import fill
@@ -81,6 +81,7 @@ def test_saying_what_is_so_changes_nothing(spec: GuestSpec) -> None:
 
 
 @given(guest_specs(), guest_specs())
+@example(GuestSpec("a"), GuestSpec("a", disks=(DiskSpec(path="/a", target="sda", iothread=True),)))
 def test_an_edited_guest_is_what_is_desired(before: GuestSpec, wish: GuestSpec) -> None:
     xml = render(filled(before, TCG_ANY), TCG_ANY)
     desired = replace(plain(wish), name=before.name)
