@@ -10,7 +10,7 @@ from kvmctl.host.journal import Intent, Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import backups, domains
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import KvmctlError, LockedError, NotFoundError
+from kvmctl.model.errors import KvmctlError, LockedError
 from kvmctl.model.wording import argument
 
 INTENT = "freeze"
@@ -60,14 +60,9 @@ def _lock_of(uuid: str) -> str:
 
 
 def _thaw(hypervisor: Hypervisor, intent: Intent) -> str:
-    guest = str(intent.data.get("guest"))
-    try:
-        domain = domains.find(hypervisor, guest)
-        state = domains.state(domain) if domain.UUIDString() == intent.key else "stopped"
-    except NotFoundError:
-        state = "stopped"
-    said = ""
-    if state not in ("stopped", "crashed"):
+    guest, said = str(intent.data.get("guest")), ""
+    domain = domains.by_uuid(hypervisor, intent.key)
+    if domain is not None and domains.state(domain) not in ("stopped", "crashed"):
         try:
             backups.thaw(domain)
         except KvmctlError as error:

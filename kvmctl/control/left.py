@@ -13,7 +13,7 @@ from kvmctl.host.lock import lock
 from kvmctl.host.staging import PREFIX, sweep
 from kvmctl.hypervisor import backups, domains
 from kvmctl.hypervisor.connection import Hypervisor
-from kvmctl.model.errors import KvmctlError, LockedError, NotFoundError
+from kvmctl.model.errors import KvmctlError, LockedError
 from kvmctl.model.wording import argument
 from kvmctl.xml.tree import read
 
@@ -90,11 +90,8 @@ def _settled(hypervisor: Hypervisor, intents: list[Intent], resume: bool) -> lis
 
 def _settle(hypervisor: Hypervisor, intent: Intent, resume: bool) -> str:
     guest, said = str(intent.data.get("guest")), ""
-    try:
-        domain = domains.find(hypervisor, guest)
-    except NotFoundError:
-        domain = None
-    if domain is not None and domain.UUIDString() == intent.key:
+    domain = domains.by_uuid(hypervisor, intent.key)
+    if domain is not None:
         if domains.state(domain) not in _OFF:
             if intent.data.get("memory") and backups.progress(domain) is not None:
                 return f"the memory of guest {guest} is being saved for an export that was killed"

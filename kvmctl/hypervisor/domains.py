@@ -38,15 +38,19 @@ def find(hypervisor: Hypervisor, name: str) -> Any:
         raise translate(error, f"look up guest {name}") from error
 
 
-def has_uuid(hypervisor: Hypervisor, uuid: str) -> bool:
-    """Whether there is a guest of that UUID."""
+def by_uuid(hypervisor: Hypervisor, uuid: str) -> Any | None:
+    """The domain of that UUID, whatever its name; None where there is none. Raises KvmctlError."""
     try:
-        hypervisor.connection.lookupByUUIDString(uuid)
+        return hypervisor.connection.lookupByUUIDString(uuid)
     except libvirt.libvirtError as error:
         if is_gone(error):
-            return False
+            return None
         raise translate(error, f"look up the guest with UUID {uuid}") from error
-    return True
+
+
+def has_uuid(hypervisor: Hypervisor, uuid: str) -> bool:
+    """Whether there is a guest of that UUID."""
+    return by_uuid(hypervisor, uuid) is not None
 
 
 def _no_guest(hypervisor: Hypervisor, name: str) -> NotFoundError:
