@@ -227,9 +227,9 @@ def _printed(check: Check) -> Check:
 def restore(app: App, dry_run: bool, force: bool) -> int:
     """Put back what kvmctl has changed in this machine's kernel since it was booted.
 
-    That is the weights of guests, of their threads and of the control group that they are in; their balloons, how often
-    these report, and their OOM scores; KSM; swap that kvmctl made, where what is in it fits in memory; and drivers of
-    PCI devices. What someone else has changed since is left as it is, and said.
+    That is the weights of guests, of their threads and of the control group that they are in, and how much the kernel
+    leaves to them; their balloons, how often these report, and their OOM scores; KSM; swap that kvmctl made, where what
+    is in it fits in memory; and drivers of PCI devices. What someone else has changed since is left as it is, and said.
 
     \b
     Example:

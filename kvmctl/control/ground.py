@@ -1,13 +1,14 @@
-"""The ground that guests' weights stand on: what their common cgroup weighs on the host, and what the threads that are
-no vCPUs weigh within each guest."""
+"""The ground that guests stand on: what their common cgroup weighs on the host, what the threads that are no vCPUs
+weigh within each guest, and what the kernel leaves to each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvmctl.control import parent, threads
+from kvmctl.control import parent, protect, threads
 from kvmctl.control.observe import Observed
 from kvmctl.control.parent import Standing
+from kvmctl.control.protect import ProtectChange
 from kvmctl.control.threads import ThreadChange
 from kvmctl.host import cgroup
 from kvmctl.host.journal import Journal
@@ -25,11 +26,13 @@ class GroundPlan:
     standing: Standing | None
     parent: Change | None
     threads: tuple[ThreadChange, ...]
+    protect: tuple[ProtectChange, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
         """The changes, the parent's first."""
-        return (*filter(None, (self.parent,)), *(one.change for one in self.threads))
+        below = (*(one.change for one in self.threads), *(one.change for one in self.protect))
+        return (*filter(None, (self.parent,)), *below)
 
 
 def plan(observed: Observed, before: Memory | None, policy: HostPolicy) -> GroundPlan:
@@ -47,12 +50,16 @@ def plan(observed: Observed, before: Memory | None, policy: HostPolicy) -> Groun
     due: tuple[ThreadChange, ...] = ()
     if policy.cpu.threads == "manage":
         due = tuple(threads.plan(observed.directories.items(), mount.version, journal, respect))
-    return GroundPlan(standing, parent.plan(standing, journal, respect) if standing else None, due)
+    guests = {guest.name: guest for guest in observed.snapshot.guests}
+    owned = [(guests[name], path) for name, path in observed.directories.items() if name in guests]
+    low = tuple(protect.plan(owned, mount, journal, respect))
+    return GroundPlan(standing, parent.plan(standing, journal, respect) if standing else None, due, low)
 
 
 def make(found: GroundPlan) -> tuple[Outcome, ...]:
     """Make the changes, recorded before, and read them back. Raises KvmctlError where the journal cannot be written."""
     journal = Journal()
     threads.forget_ended(journal)
+    protect.forget_ended(journal)
     done = parent.make(found.standing, found.parent, journal) if found.standing and found.parent else None
-    return (*filter(None, (done,)), *threads.make(found.threads, journal))
+    return (*filter(None, (done,)), *threads.make(found.threads, journal), *protect.make(found.protect, journal))

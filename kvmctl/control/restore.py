@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kvmctl.control import parent as parents
-from kvmctl.control import pci, reclaim, swap, weights
+from kvmctl.control import pci, protect, reclaim, swap, weights
 from kvmctl.control import threads as groups
 from kvmctl.control.foreign import foreign
 from kvmctl.control.guarded import LOCK_WAIT
-from kvmctl.host import cgroup, ksm, parent, process
+from kvmctl.host import cgroup, ksm, parent, process, protection
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.host.lock import lock_all
 from kvmctl.host.pci_kernel import Kernel
@@ -36,6 +36,7 @@ _KINDS = (
     reclaim.SCORE,
     groups.KIND,
     parents.KIND,
+    protect.KIND,
     ksm.KIND,
     swap.KIND,
     pci.KIND,
@@ -142,6 +143,7 @@ def _items(uri: str, journal: Journal) -> Iterator[_Item]:
         yield from _guests(kind, uri, journal)
     if is_local(uri):
         yield from _cgroups(journal)
+        yield from _protected(journal)
         yield from _ksm(journal)
         yield from _swap(journal)
         yield from _pci(uri, journal)
@@ -254,6 +256,19 @@ def _cgroups(journal: Journal) -> Iterator[_Item]:
         found = parent.at(Path(key), mount)
         read = partial(_read, found.path, mount.version)
         yield _Item(parents.KIND, key, found.path.name, entry, read, partial(parent.set_weight, found))
+
+
+def _protected(journal: Journal) -> Iterator[_Item]:
+    """What the kernel leaves to guests, and to the groups above them."""
+    for key, entry in journal.entries(protect.KIND).items():
+        path = Path(key)
+        yield _Item(protect.KIND, key, path.name, entry, partial(_low, path), partial(protection.set_low, path))
+
+
+def _low(directory: Path) -> int | None:
+    if not directory.is_dir():
+        raise NotFoundError(f"{directory} is gone")
+    return protection.low(directory)
 
 
 def _read(directory: Path, version: int) -> int | None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmctl.host import cgroup, daemons
+from kvmctl.host import cgroup, daemons, systemd
 from kvmctl.host.cgroup import Mount
 from kvmctl.host.files import read_int, read_permitted, write_kernel
-from kvmctl.model.errors import KvmctlError
 
 _PROC = Path("/proc")
-_SYSTEMCTL_SECONDS = 10.0
-_SETTLE_SECONDS = 5.0
-"""systemd answers before it has written the kernel's file."""
 _KERNEL_THREAD = 0x0020_0000
 """PF_KTHREAD, in a task's flags."""
 
@@ -100,27 +94,7 @@ def set_weight(found: Parent, value: int) -> int:
     if found.unit is None:
         return int(write_kernel(found.file, str(value)))
     name = "CPUShares" if found.version == 1 else "CPUWeight"
-    command = ["systemctl", "set-property", "--runtime", found.unit, f"{name}={value}"]
-    hint = f"see what systemd says: systemctl status {found.unit}"
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SYSTEMCTL_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KvmctlError(f"systemd did not set {name} of {found.unit}: {error}", hint) from error
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()
-        raise KvmctlError(f"systemd did not set {name} of {found.unit}: {reason}", hint)
-    return _settled(found, value, hint)
-
-
-def _settled(found: Parent, value: int, hint: str) -> int:
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while (now := read_int(found.file)) != value and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if now is None:
-        raise KvmctlError(f"systemd took the weight of {found.unit}, but {found.file} cannot be read", hint)
-    return now
+    return systemd.set_property(found.unit, name, value, found.file)
 
 
 def competitors(found: Parent) -> Competitors:

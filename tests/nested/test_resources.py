@@ -100,3 +100,40 @@ def test_the_kernel_itself_picks_cold_memory_of_a_guest_without_merged_pages(nes
     finally:
         nested.stop(guest)
         nested.sh("swapoff /swap; rm /swap")
+
+
+def test_the_kernel_leaves_alone_what_a_guest_has_reserved(nested: Nested) -> None:
+    kept, other = nested.guest("kept", memory=192), nested.guest("other", memory=192)
+    nested.kvmctl("set", kept, "memory.reservation=192MiB")
+    for guest in (kept, other):
+        nested.ask(guest, "dd if=/dev/urandom of=/run/held bs=1M count=64 2>/dev/null; md5sum /run/held >/run/sum")
+    nested.kvmctl("rebalance", code=None)
+    low = int(read(nested, f"{scope(nested, kept)}/memory.low"))
+    assert low >= 256 << 20
+    assert read(nested, "/sys/fs/cgroup/machine.slice/memory.low") == str(low)
+    assert read(nested, f"{scope(nested, other)}/memory.low") == "0"
+    # What is not set through systemd, that takes back now.
+    nested.sh("systemctl daemon-reload")
+    assert read(nested, f"{scope(nested, kept)}/memory.low") == str(low)
+
+    def swapped(guest: str) -> int:
+        return int(nested.sh(f"grep VmSwap /proc/{nested.pid(guest)}/status").split()[1]) // 1024
+
+    def reclaim() -> None:
+        nested.sh("echo 48M >/sys/fs/cgroup/machine.slice/memory.reclaim")
+
+    nested.sh("fallocate -l 512M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap")
+    try:
+        reclaim()
+        assert (swapped(kept), swapped(other) > 0) == (0, True)
+        nested.kvmctl("host", "restore")
+        assert read(nested, f"{scope(nested, kept)}/memory.low") == "0"
+        assert read(nested, "/sys/fs/cgroup/machine.slice/memory.low") == "0"
+        reclaim()
+        assert swapped(kept) > 0
+        for guest in (kept, other):
+            assert "/run/held: OK" in nested.ask(guest, "md5sum -c /run/sum")
+    finally:
+        for guest in (kept, other):
+            nested.stop(guest)
+        nested.sh("swapoff /swap; rm /swap")
