@@ -34,7 +34,7 @@ _CHANGES = (
 _OUTCOMES = (*_CHANGES, Column("result", "RESULT"), Column("reason", "REASON"))
 _PLANNED = (*_CHANGES, Column("reason", "REASON"))
 
-_BYTES = ("memory.balloon", "memory.swapped")
+_BYTES = ("memory.balloon", "memory.swapped", "memory.protected")
 """The fields whose values are bytes."""
 
 TRIM_SECONDS = 0.25
