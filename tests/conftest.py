@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from kvmctl.bootstrap.testing import PART
 from tests.support import PREFIX, Console, Guest, Screen
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 TIERS = ("style", "unit", "wheel", "golden", "testdriver", "paused", "booted", "twohosts", "nested", "vagrant")
 NEEDS_HYPERVISOR = {"golden", "paused", "booted"}
 
+
+# How long an example takes says nothing here but what else the machine does; in CI hypothesis knows that by itself.
+settings.register_profile("unhurried", deadline=None)
+if not os.environ.get("CI"):
+    settings.load_profile("unhurried")
 
 ON_REQUEST = "vagrant"
 """The tier that runs only where it is asked for by name: it needs what nothing else does."""

@@ -18,6 +18,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import ConflictError, NotFoundError
 from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.plan import Memory
+from kvmctl.model.reclaim import HASTE
 from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.model.units import MIB, human_size
 from kvmctl.model.wording import argument
@@ -264,12 +265,14 @@ def _floor(line: MemoryLine, size: int, host: HostMemory) -> Iterator[str]:
     if line.left_alone or line.usable is None or line.used is None:
         yield f"its balloon stays as it is: {line.left_alone or line.state}"
         return
-    need = balloon.need(line.used + line.usable, line.usable, line.cache or 0, host.state not in ("hard", "low"))
+    haste = host.state in HASTE
+    need = balloon.need(line.used + line.usable, line.usable, line.cache or 0, not haste)
+    spare = balloon.margin(size, haste)
     # In whole MiB, so that the sum is that of what is shown.
-    used, cache, margin = (-(-part // MIB) for part in (line.used, need - line.used, balloon.margin(size)))
+    used, cache, margin = (-(-part // MIB) for part in (line.used, need - line.used, spare))
     half = f" + {cache}MiB, half of its page cache," if cache else ""
     yield f"it needs {used + cache + margin}MiB: {used}MiB that it uses{half} + {margin}MiB to spare"
-    reserved = line.reservation >= max(line.used, need) + balloon.margin(size)
+    reserved = line.reservation >= max(line.used, need) + spare
     least = line.reservation if reserved else (used + cache + margin) * MIB
     yield f"its balloon takes nothing below {human_size(least)}: {'its reservation' if reserved else 'what it needs'}"
     if balloon.is_pressed(size, line.usable, None):

@@ -9,6 +9,8 @@ from kvmctl.model.change import Change
 
 SHORT = ("soft", "hard", "low")
 """The states in which a host is short of memory."""
+HASTE = ("hard", "low")
+"""Those in which guests are not spared any more."""
 
 
 @dataclass(frozen=True, slots=True)

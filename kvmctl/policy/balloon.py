@@ -21,6 +21,9 @@ IDLE_COST = 1 / (1 - IDLE_TAX)
 LEAST_MARGIN, MOST_MARGIN, MARGIN_PART = 32 * MIB, 256 * MIB, 16
 """Bytes, and the part of its size, that a guest is left beyond what it needs. A guest without margin lives on
 `autodeflate`: it gains nothing and risks everything."""
+LEAN_PART = 4
+"""One part of so many of its margin is left to a guest of a host in the state `hard`, where nothing else suffices: with
+less it drops what it is just running."""
 CACHE_PART = 0.5
 """The part of its page cache that a guest keeps until the host is in the state `hard`."""
 STEP_PART = 5
@@ -51,9 +54,9 @@ class BalloonClaim:
     """What it uses and cannot give up."""
 
 
-def margin(size: int) -> int:
-    """Bytes beyond its need that a guest of this size is left."""
-    return max(LEAST_MARGIN, min(MOST_MARGIN, size // MARGIN_PART))
+def margin(size: int, lean: bool = False) -> int:
+    """Bytes beyond its need that a guest of this size is left; `lean` as `LEAN_PART` says."""
+    return max(LEAST_MARGIN, min(MOST_MARGIN, size // MARGIN_PART)) // (LEAN_PART if lean else 1)
 
 
 def first_target(size: int, reservation: int) -> int | None:
@@ -72,7 +75,7 @@ def need(actual: int, usable: int, cache: int, keep_cache: bool) -> int:
 def is_pressed(size: int, usable: int, faults: float | None) -> bool:
     """Whether a guest is short of memory: little is usable, or it reads back from its disk what it just dropped.
     `faults` are major faults and pages swapped in a second, together; None is unknown."""
-    return usable < margin(size) // 2 or (faults is not None and faults > MOST_FAULTS)
+    return usable < margin(size, lean=True) // 2 or (faults is not None and faults > MOST_FAULTS)
 
 
 def calm(before: float) -> float:

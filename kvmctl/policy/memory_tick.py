@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kvmctl.model.change import Change
 from kvmctl.model.host_sample import HostSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
-from kvmctl.model.reclaim import SHORT, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
+from kvmctl.model.reclaim import HASTE, SHORT, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
 from kvmctl.model.sample import GuestSample
 from kvmctl.model.units import human_size
 from kvmctl.policy import balloon, driver, reclaim, sharing, swapping
@@ -31,8 +31,8 @@ class _Seen:
 
     guest: GuestSample
     claim: BalloonClaim | None
-    lean: BalloonClaim | None
-    """The same without its page cache."""
+    lean: tuple[BalloonClaim, ...]
+    """The same without its page cache, and then with a lean margin too; empty where there is none."""
     why: str
     pressed: bool
     thrashes: bool
@@ -135,25 +135,26 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
         memory = driver.followed(memory, stats.current, now.taken)
     why = driver.left_alone(guest, now.clock)
     if why:
-        return _Seen(guest, None, None, why, pressed=False, thrashes=thrashes, memory=memory)
+        return _Seen(guest, None, (), why, pressed=False, thrashes=thrashes, memory=memory)
     assert stats.current is not None
     assert stats.usable is not None
     size = guest.memory_size or stats.maximum or stats.current
     # What is usable was said of the balloon as it was then: while it is filled, that is more than it leaves now.
     recent = not seconds or stats.last_update is None or stats.last_update > now.clock - seconds + 1
     said_of = stats.current if recent or old is None else max(stats.current, old.actual or 0)
-    claim, lean = (_claim(guest, size, said_of, keep_cache=keep) for keep in (True, False))
+    claim = _claim(guest, size, said_of, keep_cache=True)
+    lean = tuple(_claim(guest, size, said_of, keep_cache=False, lean=few) for few in (False, True))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
     return _Seen(guest, claim, lean, "", pressed, thrashes, memory, driver.is_stuck(memory, now.taken))
 
 
-def _claim(guest: GuestSample, size: int, said_of: int, *, keep_cache: bool) -> BalloonClaim:
+def _claim(guest: GuestSample, size: int, said_of: int, *, keep_cache: bool, lean: bool = False) -> BalloonClaim:
     stats, promise = guest.balloon, guest.promise
     assert promise is not None
     assert stats.current is not None
     assert stats.usable is not None
     used = balloon.need(said_of, stats.usable, stats.disk_caches or 0, keep_cache)
-    floor = max(promise.memory_reservation, used + balloon.margin(size))
+    floor = max(promise.memory_reservation, used + balloon.margin(size, lean))
     return BalloonClaim(guest.name, promise.memory_shares, floor, stats.current, size, used)
 
 
@@ -195,11 +196,13 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
 
 def _smaller(idle: Sequence[_Seen], short: _Short, others: int) -> tuple[dict[str, int], dict[str, int], int]:
     """Targets by name, what each then counts as needing, and the bytes that they free, with so many that `others` are
-    to have: page cache goes only where nothing else suffices."""
+    to have: page cache goes only where nothing else suffices, and most of the margin only where the host is in the
+    state `hard` even so."""
     targets: dict[str, int] = {}
     needs: dict[str, int] = {}
     freed = 0
-    for claims in ([one.claim for one in idle if one.claim], [one.lean for one in idle if one.lean]):
+    known = [(one.claim, *one.lean) for one in idle if one.claim]
+    for claims in list(zip(*known, strict=True))[: 3 if short.state in HASTE else 2]:
         targets = balloon.coarse(claims, balloon.shrunk(claims, short.goal + others))
         needs = {claim.name: claim.need for claim in claims}
         freed = sum(claim.actual - targets[claim.name] for claim in claims)

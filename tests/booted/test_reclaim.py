@@ -55,11 +55,11 @@ def test_a_guest_that_is_short_has_all_back_at_once_and_is_left_alone(lab: Lab) 
     lab.line.run(
         "mkdir -p /run/full; mount -t tmpfs none /run/full; "
         "free=$(awk '/MemAvailable/ {print int($2/1024)}' /proc/meminfo); "
-        "dd if=/dev/zero of=/run/full/x bs=1M count=$((free - 8)) 2>/dev/null; true"
+        "dd if=/dev/zero of=/run/full/x bs=1M count=$((free - 2)) 2>/dev/null; true"
     )
     until(
         lambda: lab.fresh()["usable"],
-        lambda usable: usable < balloon.margin(384 * MIB) // 2,
+        lambda usable: usable < balloon.margin(384 * MIB, lean=True) // 2,
         60,
         "what the guest says is usable",
     )
