@@ -137,3 +137,17 @@ def test_the_kernel_leaves_alone_what_a_guest_has_reserved(nested: Nested) -> No
         for guest in (kept, other):
             nested.stop(guest)
         nested.sh("swapoff /swap; rm /swap")
+
+
+def test_a_limit_of_the_guests_slice_is_what_there_is_for_guests(nested: Nested) -> None:
+    other = nested.guest("beside")  # without any guest, systemd has no such slice
+    guest = nested.guest("bounded", memory=400, start=False)
+    nested.kvmctl("set", guest, "memory.reservation=400MiB")
+    nested.sh("systemctl set-property --runtime machine.slice MemoryMax=300M")
+    try:
+        assert "400 = 400 > 300 MiB" in nested.kvmctl("start", guest, code=5).err
+    finally:
+        nested.sh("systemctl set-property --runtime machine.slice MemoryMax=infinity")
+    nested.kvmctl("start", guest)
+    nested.stop(guest)
+    nested.stop(other)
