@@ -5,7 +5,6 @@ Not lines in one picture: without colour four of them cannot be told apart, and 
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kvmctl.cli import streams
 from kvmctl.cli.app import App
 from kvmctl.cli.output import emit_document, note, one_line, styled
 from kvmctl.model.errors import UsageError
@@ -81,7 +81,7 @@ def show_history(app: App, last: float) -> None:
     if not found:
         note(app, "no tick has recorded memory in this time: kvmctl rebalance does, by hand or by cron")
         return
-    for line in picture(found, now - last, now, _width(), _has_blocks()):
+    for line in picture(found, now - last, now, streams.width(), _has_blocks()):
         click.echo(line)
 
 
@@ -207,14 +207,6 @@ def _clock(moment: float, start: float, end: float) -> str:
     """A local time as short as the shown span allows."""
     local = datetime.fromtimestamp(moment).astimezone()
     return local.strftime("%H:%M" if end - start <= 86400 else "%d %b %H:%M")
-
-
-def _width() -> int:
-    try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (OSError, ValueError):
-        columns = 80
-    return max(columns or 80, 40)
 
 
 def _has_blocks() -> bool:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, TextIO
 
+WIDEST = 1000
+"""Columns of the widest terminal that is drawn for: COLUMNS may say anything, and each column takes its memory."""
+
 
 class _Unread(io.FileIO):
     """A stream whose reader may leave. The command goes on then: what it does matters more than what it says."""
@@ -20,7 +23,11 @@ class _Unread(io.FileIO):
             return super().write(data)  # type: ignore[arg-type]
         except BrokenPipeError:
             drop(self.fileno())
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+        except OSError:
+            if self.fileno() != 2:
+                raise
+            # A log on a full disk: there is nowhere left to say so, and a change must not end half made for it.
+        return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
 def prepare() -> None:
@@ -47,13 +54,18 @@ def _writer(stream: TextIO | None, number: int) -> io.TextIOWrapper:
     )
 
 
-def help_width() -> int:
-    """The columns of a help text: what click chooses by itself, which loads four compression libraries to ask."""
+def width() -> int:
+    """The columns to print for: the terminal's, and 80 where there is none; as many as a picture can be made for."""
     try:
         columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
     except (OSError, ValueError):
         columns = 80
-    return max(min(columns or 80, 80) - 2, 50)
+    return min(max(columns or 80, 40), WIDEST)
+
+
+def help_width() -> int:
+    """The columns of a help text: what click chooses by itself, which loads four compression libraries to ask."""
+    return max(min(width(), 80) - 2, 50)
 
 
 def drop(number: int) -> None:

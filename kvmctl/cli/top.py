@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import click
 
+from kvmctl.cli import streams
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.duration import seconds
 from kvmctl.cli.output import emit_document, emit_names, moves_cursor
@@ -97,7 +97,7 @@ def _once(app: App, watch: Watch, every: float, view: View) -> None:
     elif app.output == "table":
         from kvmctl.cli.top_screen import plain
 
-        click.echo(plain(frame, view, _width(), sys.stdout.encoding), nl=False)
+        click.echo(plain(frame, view, streams.width(), sys.stdout.encoding), nl=False)
     else:
         emit_document(app, _document(frame, view))
 
@@ -106,12 +106,3 @@ def _document(frame: TopFrame, view: View) -> dict[str, object]:
     from dataclasses import asdict, replace
 
     return asdict(replace(frame, guests=tuple(view.arranged(frame.guests))))
-
-
-def _width() -> int:
-    """The columns to print for: the terminal's, and 80 where there is none."""
-    try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (OSError, ValueError):
-        columns = 80
-    return max(columns or 80, 40)

@@ -162,6 +162,12 @@ def test_a_full_disk_is_said(shell: Shell) -> None:
     assert done.stderr.decode().startswith("error: cannot write: No space left on device\n")
 
 
+def test_a_full_disk_under_the_notes_ends_nothing(shell: Shell) -> None:
+    done = shell("kvmctl delete test --force --yes -v 2> /dev/full")
+    assert (done.returncode, b"deleted" in done.stdout) == (0, True)
+    assert shell("kvmctl show nobody 2> /dev/full").returncode == 3
+
+
 # What other people's guests are called
 
 _C1 = "c1\x9b31mred"
@@ -254,6 +260,12 @@ def test_colour_only_on_a_terminal_that_wants_it(screen: Screen, kvmctl: Kvmctl)
 @pytest.mark.parametrize("words", [("--help",), ("list",), ("cpu", "--help"), ("show", "test"), ("lst",)], ids=" ".join)
 def test_a_narrow_terminal_is_no_fault(kvmctl: Kvmctl, words: tuple[str, ...]) -> None:
     kvmctl(*TEST, *words, env={"COLUMNS": "20"}, code=2 if words == ("lst",) else 0)
+
+
+def test_a_terminal_of_any_width_costs_no_memory(shell: Shell) -> None:
+    done = shell("ulimit -v 2000000; COLUMNS=99999999999 kvmctl top --once --every 0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert max(map(len, done.stdout.decode().splitlines())) <= 1000
 
 
 def test_a_long_value_stands_below_the_table(kvmctl: Kvmctl) -> None:
