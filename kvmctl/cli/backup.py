@@ -8,6 +8,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.output import Column, emit, note, warn
+from kvmctl.cli.paths import not_empty
 from kvmctl.cli.progress import Gauge
 from kvmctl.cli.snapshot import guest_argument, one_guest
 from kvmctl.model.backup import Manifest, lineage
@@ -25,12 +26,12 @@ _COLUMNS = (
 
 @click.command()
 @guest_argument
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", callback=not_empty)
 @click.option("--incremental", is_flag=True, help="Only what changed since the last backup in that folder.")
 @click.option("--list", "list_", is_flag=True, help="Only list the backups of the guest in that folder.")
 @click.option("--verify", is_flag=True, help="Only list them, and compare every file with its sum.")
 @pass_app
-def backup(app: App, guest: str, folder: Path, incremental: bool, list_: bool, verify: bool) -> None:
+def backup(app: App, guest: str, folder: str, incremental: bool, list_: bool, verify: bool) -> None:
     """Back a guest up into a folder: its disks at one moment, definition, NVRAM and TPM state, with their sums.
 
     A guest that runs goes on meanwhile; an agent in it freezes its file systems for that moment. A full backup of
@@ -49,12 +50,12 @@ def backup(app: App, guest: str, folder: Path, incremental: bool, list_: bool, v
     if list_ or verify:
         if incremental:
             raise UsageError("--incremental makes a backup, --list and --verify do not", "give one of them")
-        _show(app, guest, folder, verify)
+        _show(app, guest, Path(folder), verify)
         return
     hypervisor = app.hypervisor()
     found = one_guest(hypervisor, guest)
     with Gauge(app) as gauge:
-        made = control.backup(hypervisor, found, folder, incremental, warn, gauge.show)
+        made = control.backup(hypervisor, found, Path(folder), incremental, warn, gauge.show)
     _print(app, {made.id: made}, {})
     note(app, f"{guest}: {made.consistency}")
 

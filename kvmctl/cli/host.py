@@ -15,6 +15,7 @@ from kvmctl.cli.duration import seconds
 from kvmctl.cli.hosts import baseline
 from kvmctl.cli.output import Column, emit, emit_document, emit_names, note, one_line, styled, warn
 from kvmctl.cli.partial import hypervisor_or_error
+from kvmctl.cli.paths import not_empty
 from kvmctl.model.errors import EXIT_PENDING, PartialError, UsageError
 from kvmctl.model.wording import argument
 
@@ -143,7 +144,7 @@ def _expose(reading: Reading, target: str) -> None:
 
 
 @host.command(short_help="Save what a tick sees, to plan from it anywhere.")
-@click.argument("file", type=click.Path(readable=False, dir_okay=False), metavar="FILE|-")
+@click.argument("file", type=click.Path(readable=False, dir_okay=False), metavar="FILE|-", callback=not_empty)
 @pass_app
 def snapshot(app: App, file: str) -> None:
     """Save what a tick sees and remembers, as one JSON document: a bug report, and a test case.

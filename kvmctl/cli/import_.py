@@ -10,6 +10,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.output import Column, emit, note, warn
+from kvmctl.cli.paths import not_empty
 from kvmctl.cli.progress import Meter
 from kvmctl.cli.streams import ending_well
 from kvmctl.model.errors import EXIT_PENDING, UsageError
@@ -28,7 +29,7 @@ _COLUMNS = (
 
 
 @click.command("import", short_help="Make a guest of a file that kvmctl export wrote, or of a backup.")
-@click.argument("file", metavar="FILE|DIR|-")
+@click.argument("file", metavar="FILE|DIR|-", callback=not_empty)
 @click.option("--at", metavar="BACKUP", help="Of a folder of backups: which one, or how it begins; else the newest.")
 @click.option("--new-identity", is_flag=True, help="Another UUID, MACs, NVRAM, and a new cloud-init instance.")
 @click.option("--name", metavar="NAME", help="Another name, and so another identity.")

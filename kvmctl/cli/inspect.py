@@ -9,6 +9,7 @@ import click
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.output import Column, emit_document, emit_names, one_line, table
+from kvmctl.cli.paths import not_empty
 from kvmctl.cli.progress import Meter
 from kvmctl.model.errors import UsageError
 from kvmctl.model.units import human_size
@@ -30,7 +31,7 @@ _BACKUPS = (
 
 
 @click.command()
-@click.argument("file", metavar="FILE|DIR|-")
+@click.argument("file", metavar="FILE|DIR|-", callback=not_empty)
 @click.option("--at", metavar="BACKUP", help="Of a folder of backups: which one, or how it begins; else the newest.")
 @click.option("--verify", is_flag=True, help="Read all of it and compare every sum.")
 @pass_app
@@ -46,16 +47,17 @@ def inspect(app: App, file: str, at: str | None, verify: bool) -> None:
       kvmctl inspect /srv/backup/web1 --at 20261126
     """
     from kvmctl.control import archive, from_backup, ova
+    from kvmctl.host.files import is_folder
 
     path = None if file == "-" else Path(file)
-    is_folder = path is not None and path.is_dir()
-    if at is not None and not is_folder:
+    in_folder = path is not None and is_folder(path)
+    if at is not None and not in_folder:
         raise UsageError("--at chooses one of the backups in a folder", "leave it out, or name such a folder")
     if path is not None and ova.is_ova(path):
         _show_ova(app, ova.document(path))
         return
     with Meter(app) as shown:
-        if path is not None and is_folder:
+        if path is not None and in_folder:
             found = from_backup.document(path, at, verify, shown)
         else:
             found = archive.document(path, verify, shown)

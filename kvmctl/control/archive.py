@@ -45,12 +45,21 @@ def _file(path: Path | None) -> Iterator[int]:
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise UsageError(f"{path} is a folder", "name a file that kvmctl export wrote")
-        magic = os.pread(descriptor, 4, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else tarstream.ZSTD_MAGIC
+        magic = _magic(path, descriptor) if stat.S_ISREG(os.fstat(descriptor).st_mode) else tarstream.ZSTD_MAGIC
+        if not magic:
+            raise UsageError(f"{path} is empty", "export the guest again, or copy the file again")
         if magic != tarstream.ZSTD_MAGIC:
             raise UsageError(f"{path} is not compressed with zstd, as a guest's file is", "kvmctl export writes one")
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _magic(path: Path, descriptor: int) -> bytes:
+    try:
+        return os.pread(descriptor, 4, 0)
+    except OSError as error:
+        raise KvmctlError(f"cannot read {path}: {error.strerror}", "copy the file again") from error
 
 
 def take(reader: Reader, part: Part, meter: Meter) -> Iterator[bytes]:

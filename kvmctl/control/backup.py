@@ -20,7 +20,7 @@ from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.select import Guest
 from kvmctl.control.snapshots import Warn, facts_of, lock_of
 from kvmctl.host import qemu_img, within
-from kvmctl.host.files import write_atomic
+from kvmctl.host.files import check_readable, write_atomic
 from kvmctl.host.journal import Intent, Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import backups, domains
@@ -66,7 +66,8 @@ def home_of(folder: Path, guest: str) -> Path:
 
 def manifests(home: Path, any_guest: bool = False) -> tuple[dict[str, Manifest], list[str]]:
     """Every backup in the folder by id, oldest first, and a sentence for each that cannot be read, or is not of the
-    guest that the folder is called after, unless `any_guest` will do."""
+    guest that the folder is called after, unless `any_guest` will do. Raises as `check_readable`."""
+    check_readable(home)
     found, faults = {}, []
     for path in sorted(home.glob(f"*/{MANIFEST}")):
         if path.parent.name.startswith("."):

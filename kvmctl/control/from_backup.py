@@ -20,6 +20,7 @@ from kvmctl.control.meter import Meter
 from kvmctl.control.place import Plan, Wishes
 from kvmctl.control.snapshots import OFF
 from kvmctl.host import qcow2, qemu_img, tarstream, within
+from kvmctl.host.files import check_readable
 from kvmctl.hypervisor import storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model import archive
@@ -84,6 +85,7 @@ def find(path: Path, at: str | None) -> Found:
 
 
 def _home(path: Path) -> tuple[Path, str | None]:
+    check_readable(path)
     if os.path.lexists(path / MANIFEST):
         return path.parent, path.name
     if any(path.glob(f"*/{MANIFEST}")):

@@ -17,7 +17,7 @@ from kvmctl.control.guarded import LOCK_WAIT, guarded
 from kvmctl.control.meter import Meter
 from kvmctl.control.place import Plan, Wishes
 from kvmctl.host import qcow2, qemu_img, tarstream
-from kvmctl.host.files import write_atomic
+from kvmctl.host.files import is_folder, write_atomic
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.host.staging import check_room, staging
@@ -85,7 +85,7 @@ def take_in(
         raise RefusedError(
             f"{hypervisor.uri} is another machine, whose disks cannot be written from here", "run kvmctl there"
         )
-    if at is not None and (path is None or not path.is_dir()):
+    if at is not None and (path is None or not is_folder(path)):
         raise UsageError("--at chooses one of the backups in a folder", "leave it out, or name such a folder")
     if not wishes.dry_run:
         recover(hypervisor)
@@ -113,7 +113,7 @@ def _staged(
     stack: ExitStack,
 ) -> tuple[Plan, _Staged]:
     """What is to be made, and what it is made of, checked and aside for as long as the stack is open."""
-    if path is not None and path.is_dir():
+    if path is not None and is_folder(path):
         found = from_backup.find(path, at)
         for fault in found.faults:
             tell.warn(fault)

@@ -112,11 +112,14 @@ def _digest(content: bytes | Path, kind: str) -> str:
 
 
 def is_ova(path: Path | None) -> bool:
-    """Whether a file is a tar as it stands, as an OVA is."""
-    if path is None or not path.is_file():
+    """Whether a file is a tar as it stands, as an OVA is. One that cannot be read is none: opening it tells why."""
+    try:
+        if path is None or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(_AT + len(_MAGIC))[_AT:] == _MAGIC
+    except OSError:
         return False
-    with path.open("rb") as file:
-        return file.read(_AT + len(_MAGIC))[_AT:] == _MAGIC
 
 
 @contextmanager
@@ -148,7 +151,10 @@ def read(
 def _envelope(reader: Reader) -> tuple[str, bytes]:
     first = reader.any("the OVF")
     if first is None or not first[0].endswith(".ovf") or first[1] > MAX_TEXT:
-        raise UsageError("an OVA begins with its OVF, and this does not", "take the OVA from where it comes from again")
+        raise UsageError(
+            "this is a tar that is not compressed, and it does not begin with an OVF as an OVA does",
+            "take the OVA from where it comes from again; a guest's own file is compressed by zstd",
+        )
     return first[0], b"".join(reader.pieces(*first))
 
 

@@ -42,6 +42,23 @@ def _read_whole(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, as far as one may look: who may not is told so by what opens it."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises instead
+
+
+def check_readable(folder: Path) -> None:
+    """Look whether what is in a folder can be seen, where there is one. Raises UnreachableError where that is not
+    permitted, KvmctlError where it fails."""
+    try:
+        os.scandir(folder).close()
+    except PermissionError as error:
+        raise UnreachableError(f"cannot read {folder}: permission denied", "run this as root") from error
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise KvmctlError(f"cannot read {folder}: {error.strerror}", "name another folder") from error
+
+
 Stamp = tuple[int, int, int]
 
 

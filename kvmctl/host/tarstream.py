@@ -84,7 +84,10 @@ class Reader:
         if found is None:
             raise UsageError(f"the file ends before {name}", _CUT)
         if found[0] != name:
-            raise UsageError(f"member {found[0][:100]!r} stands where {name} is to be", "the file was tampered with")
+            raise UsageError(
+                f"member {found[0][:100]!r} stands where {name} is to be",
+                "the file was tampered with, or is no guest's: only what kvmctl export writes can be imported",
+            )
         return found[1]
 
     def any(self, wanted: str = "a file") -> tuple[str, int] | None:
@@ -106,7 +109,7 @@ class Reader:
         """The content of the member whose header has been read; all of it has to be taken."""
         digest, left = hashlib.sha256(), size
         while left:
-            chunk = self._source.read(min(CHUNK, left))
+            chunk = self._read(min(CHUNK, left))
             if not chunk:
                 raise UsageError(f"the file ends within {name}", _CUT)
             digest.update(chunk)
@@ -128,13 +131,19 @@ class Reader:
         left = _PADDING
         if any(self._exactly(2 * BLOCK)):
             raise UsageError("there is more in the file than its manifest lists", "the file was tampered with")
-        while chunk := self._source.read(BLOCK):
+        while chunk := self._read(BLOCK):
             left -= len(chunk)
             if left < 0 or any(chunk):
                 raise UsageError("there is something after the end of the archive", "the file was tampered with")
 
+    def _read(self, count: int) -> bytes:
+        try:
+            return self._source.read(count)
+        except OSError as error:
+            raise KvmctlError(f"cannot read the file: {error.strerror}", "copy the file again") from error
+
     def _exactly(self, count: int) -> bytes:
-        data = self._source.read(count) if count else b""
+        data = self._read(count) if count else b""
         if len(data) < count:
             raise UsageError("the file ends too early", _CUT)
         return data

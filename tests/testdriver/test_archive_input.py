@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.archives import Archive, definition
-from tests.conftest import Kvmctl
+from tests.conftest import Kvmctl, environment
 from tests.support import Screen
 
 pytestmark = pytest.mark.testdriver
@@ -51,12 +55,65 @@ def test_a_damaged_file_is_seen_by_verify_alone(kvmctl: Kvmctl, tmp_path: Path) 
         (("inspect", "none"), 3),
         (("inspect", "/"), 2),
         (("inspect", "/etc/passwd"), 2),
+        (("inspect", ""), 2),
+        (("import", ""), 2),
+        (("inspect", "/proc/self/mem"), 1),  # which cannot be read at its beginning
     ],
 )
 def test_words_that_cannot_be_followed(kvmctl: Kvmctl, words: tuple[str, ...], code: int) -> None:
     ran = kvmctl(*TEST, *words, code=code)
     assert ran.err.startswith("error: ")
+    assert "internal" not in ran.err
+    assert "cannot write: " not in ran.err
     assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"no archive", "not compressed with zstd"),
+        (tarfile.TarInfo("manifest.json").tobuf(), "does not begin with an OVF"),
+    ],
+)
+def test_a_file_that_is_none_is_said(kvmctl: Kvmctl, tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "web1.tar.zst"
+    file.write_bytes(content)
+    assert said in kvmctl("inspect", file, code=2).err
+
+
+_AS_NOBODY = """
+import os, pwd, sys
+import kvmctl.cli.inspect, kvmctl.control.archive, kvmctl.control.from_backup, kvmctl.control.ova
+from kvmctl.cli.main import run
+os.chdir("/")
+user = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(user.pw_gid)
+os.setuid(user.pw_uid)
+run(sys.argv[1:])
+"""
+"""Python itself may be where nobody may read it, so it is loaded before."""
+
+
+@pytest.mark.parametrize("name", ["file", "folder", "folder/inner"])
+def test_what_may_not_be_read_is_said(state: Path, tmp_path: Path, name: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    tmp_path.chmod(0o700 if "/" in name else 0o755)
+    path = tmp_path / name
+    (path.parent if "/" in name else path).mkdir() if "folder" in name else path.write_bytes(b"")
+    (path.parent if "/" in name else path).chmod(0)
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, "inspect", str(path)],
+        env=environment(state, tmp_path / "run"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.lower().startswith(f"error: cannot read {path}: permission denied\n".lower())
 
 
 def test_an_archive_is_nothing_for_a_terminal(screen: Screen) -> None:

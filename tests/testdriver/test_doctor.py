@@ -163,6 +163,10 @@ def test_an_interval_that_is_none_is_a_usage_error(kvmctl: Kvmctl, interval: str
     assert "not a duration" in kvmctl("-c", TEST, "host", "metrics", "--interval", interval, code=2).err
 
 
+def test_a_snapshot_has_a_name(kvmctl: Kvmctl) -> None:
+    assert "a path cannot be empty" in kvmctl("-c", TEST, "host", "snapshot", "", code=2).err
+
+
 def test_prometheus_writes_a_file_that_others_can_read(kvmctl: Kvmctl, tmp_path: Path) -> None:
     target = tmp_path / "kvmctl.prom"
     kvmctl("-c", TEST, "host", "metrics", "--prometheus", target)

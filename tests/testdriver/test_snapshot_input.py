@@ -34,6 +34,8 @@ URI = "test:///default"
         (["backup", "test", "/tmp", "--list", "--incremental"], 2, "give one of them"),
         (["backup", "test", "/nowhere/at/all", "--list"], 3, "no backup of guest test"),
         (["backup", "..", "/tmp", "--list"], 5, "is not usable"),
+        (["backup", "test", "x" * 300, "--list"], 1, "file name too long"),
+        (["backup", "test", ""], 2, "a path cannot be empty"),
     ],
 )
 def test_wrong_input(kvmctl: Kvmctl, args: list[str], code: int, said: str) -> None:
