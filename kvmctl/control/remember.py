@@ -91,6 +91,8 @@ def _memory(value: Mapping[str, Any]) -> Memory:
 def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
     if value is None:
         return None
+    if int(value.get("short", 0)) < 0:
+        raise ValueError("fewer looks in a row than none")
     return ReclaimMemory(
         taken=int(value["taken"]),
         boot=str(value["boot"]),

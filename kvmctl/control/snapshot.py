@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, NoReturn, get_origin
 
 from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError
@@ -20,6 +20,7 @@ from kvmctl.model.promise import Promise
 
 VERSION = 1
 MOST_BYTES = 64 << 20
+_MOST = 1e18
 _HINT = "make one with kvmctl host snapshot FILE"
 
 
@@ -55,7 +56,7 @@ def dump(saved: Saved) -> str:
 def load(name: str, text: str) -> Saved:
     """Read what `dump` wrote. Raises UsageError with the first faults where the file is something else."""
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _wrong(name, f"it is not JSON ({error})") from error
     if not isinstance(document, dict) or document.pop("kvmctl", None) != "snapshot":
@@ -63,11 +64,28 @@ def load(name: str, text: str) -> Saved:
     if (version := document.pop("version", None)) != VERSION:
         raise _wrong(name, f"its version is {version}, and this kvmctl reads version {VERSION}")
     try:
-        return _converter().structure(document, Saved)
+        saved: Saved = _converter().structure(document, Saved)
+        _check(saved)
     except BaseValidationError as error:
         raise _wrong(name, "; ".join(transform_error(error)[:3])) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _wrong(name, str(error)) from error
+    return saved
+
+
+def _check(saved: Saved) -> None:
+    """Raises ValueError for what no tick can have seen, and no decision expects."""
+    for guest in saved.snapshot.guests:
+        if guest.state in sample.ACTIVE and guest.run is None:
+            raise ValueError(f"guest {guest.name} is {guest.state}, and has no run")
+        if guest.promise and math.isinf(guest.promise.cpu_reservation):
+            raise ValueError(f"the reservation of guest {guest.name} has no bound")
+    if saved.memory and saved.memory.reclaim and saved.memory.reclaim.short < 0:
+        raise ValueError(f"{saved.memory.reclaim.short} looks in a row cannot be")
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"JSON has no {text}")
 
 
 def _wrong(name: str, reason: str) -> UsageError:
@@ -92,6 +110,8 @@ def _number(value: Any, _kind: type) -> float:
         return math.inf
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
+    if abs(value) > _MOST:
+        raise ValueError(f"{value!r} is more than anything of a host")
     return float(value)
 
 

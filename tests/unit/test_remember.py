@@ -54,6 +54,9 @@ def test_another_hypervisor_keeps_what_it_remembers_and_an_older_boot_does_not()
         "", "{", "[]", "null", "7", '"x"', '{"version": 2, "hypervisors": {}}', '{"version": 1}',
         '{"version": 1, "hypervisors": {"qemu:///system": {"taken": "x"}}}',
         '{"version": 1, "hypervisors": {"qemu:///system": []}}', "[" * 100_000, "\0",
+        '{"version": 1, "hypervisors": {"qemu:///system": {"taken": 1, "boot": "b", "busy": null, "others": null, '
+        '"guests": {}, "reclaim": {"taken": 1, "boot": "b", "state": null, "stalled": null, "unprofitable_until": 0, '
+        '"short": -1, "guests": {}}}}}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_of_no_use_is_said_and_replaced(text: str, state: Path) -> None:
@@ -118,6 +121,9 @@ SAMPLE = GuestSample(
 HOST = HostSample(2, 2400.5, 1, 2, 3, 4, 1, online=frozenset({0, 1}), busy=77)
 
 
+REMEMBERED = {"taken": 5, "boot": "boot"}
+
+
 def test_a_snapshot_is_read_back_as_it_was() -> None:
     saved = Saved(Snapshot(URI, 5, 1.5, "boot", (SAMPLE,), HOST), MEMORY, HostPolicy())
     assert load("x", dump(saved)) == saved
@@ -134,10 +140,15 @@ def test_a_snapshot_is_read_back_as_it_was() -> None:
         (lambda d: d["snapshot"].pop("uri"), "required field missing @ $.snapshot.uri"),
         (lambda d: d["snapshot"].update(more=1), "extra fields found (more)"),
         (lambda d: d.update(policy=None), "$.policy"),
+        (lambda d: d["snapshot"]["guests"][0].update(run=None), "guest web1 is running, and has no run"),
+        (lambda d: d["snapshot"]["guests"][0]["promise"].update(cpu_reservation="unlimited"), "has no bound"),
+        (lambda d: d["snapshot"]["guests"][0]["promise"].update(cpu_reservation=1e308), "$.snapshot.guests[0].promise"),
+        (lambda d: d["policy"]["cpu"].update(reserve=math.nan), "JSON has no NaN"),
+        (lambda d: d["memory"].update(reclaim=REMEMBERED | {"short": -1}), "-1 looks in a row"),
     ],
 )
 def test_what_is_no_snapshot_is_refused_with_the_place(change: object, said: str) -> None:
-    document = json.loads(dump(Saved(Snapshot(URI, 5, 1.5, "boot", (SAMPLE,), HOST), None, HostPolicy())))
+    document = json.loads(dump(Saved(Snapshot(URI, 5, 1.5, "boot", (SAMPLE,), HOST), MEMORY, HostPolicy())))
     change(document)  # type: ignore[operator]
     with pytest.raises(UsageError) as raised:
         load("bug.json", json.dumps(document))
