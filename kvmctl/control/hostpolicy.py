@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvmctl.host.files import read_written
 from kvmctl.model.errors import UsageError
 from kvmctl.model.hostpolicy import HostPolicy
 
@@ -42,42 +42,12 @@ def read(path: Path) -> HostPolicy:
 
 
 def _find(path: Path) -> Found:
-    descriptor = _open(path)
-    if descriptor is None:
+    data = read_written(path, "the host's policy")
+    if data is None:
         return Found(HostPolicy(), path, exists=False)
     # These load YAML, which a host without the file does not pay for.
     from kvmctl.host.cpu import base_mhz
-    from kvmctl.model.document import MAX_BYTES
     from kvmctl.model.fields import Context
     from kvmctl.model.hostfile import load
 
-    try:
-        data = _content(path, descriptor, MAX_BYTES + 1)
-    finally:
-        os.close(descriptor)
     return Found(load(str(path), data, Context(base_mhz())), path, exists=True)
-
-
-def _open(path: Path) -> int | None:
-    """A file descriptor; None where there is no such file."""
-    try:
-        # A pipe without a writer would be waited for without end.
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from error
-
-
-def _content(path: Path, descriptor: int, most: int) -> bytes:
-    kind = os.fstat(descriptor).st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
-        raise _unreadable(path, "it is not a file")
-    try:
-        return os.read(descriptor, most)
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from error
-
-
-def _unreadable(path: Path, reason: str | None) -> UsageError:
-    return UsageError(f"cannot read the host's policy {path}: {reason}", f"look at it: ls -ld {path}")

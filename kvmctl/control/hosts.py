@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmctl.control import hostpolicy
-from kvmctl.host.files import read_text
+from kvmctl.host.files import read_written
 from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor, serve_events
 from kvmctl.model.errors import KvmctlError, NotFoundError, TimedOutError, UsageError
 from kvmctl.model.hostpolicy import HostPolicy
@@ -42,12 +42,12 @@ def file() -> Path:
 def named() -> tuple[NamedHost, ...]:
     """The hosts that have a name; none where there is no such file. Raises UsageError for a file that is wrong."""
     path = file()
-    text = read_text(path)
-    if text is None:
+    data = read_written(path, "the hosts' names in")
+    if data is None:
         return ()
     from kvmctl.model.hostsfile import load
 
-    return load(str(path), text.encode())
+    return load(str(path), data)
 
 
 def all_hosts() -> tuple[NamedHost, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from kvmctl.host import where
-from kvmctl.model.errors import KvmctlError, UnreachableError
+from kvmctl.model.errors import KvmctlError, UnreachableError, UsageError
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """Bytes of one page of this kernel."""
@@ -15,6 +16,9 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 # What the kernel answers for a file that is not there, a process that ended while it was read, and
 # a figure that this kernel was booted or built without.
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP})
+
+MOST_WRITTEN = (1 << 20) + 1
+"""Bytes that are read of a file that people write: one more than it may have, so that its reader can say so."""
 
 
 def read_text(path: Path) -> str | None:
@@ -40,6 +44,33 @@ def _read_whole(path: Path) -> bytes:
         return b"".join(found)
     finally:
         os.close(descriptor)
+
+
+def read_written(path: Path, what: str) -> bytes | None:
+    """What is in a file that people write, `MOST_WRITTEN` bytes at most; None where there is none.
+
+    Raises UsageError that calls it `what` where it cannot be read, or is something else.
+    """
+    try:
+        # A pipe without a writer would be waited for without end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, what, error.strerror) from error
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
+            raise _unreadable(path, what, "it is not a file")
+        return os.read(descriptor, MOST_WRITTEN)
+    except OSError as error:
+        raise _unreadable(path, what, error.strerror) from error
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, what: str, reason: str | None) -> UsageError:
+    return UsageError(f"cannot read {what} {path}: {reason}", f"look at it: ls -ld {path}")
 
 
 def is_folder(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -110,8 +111,19 @@ def test_no_hosts_and_wrong_ones(kvmctl: Kvmctl, tmp_path: Path) -> None:
     assert "names no hosts" in kvmctl("list", "--all-hosts", code=2, env=env).err
     file.write_text("hosts: [{name: one}]")
     assert "hosts.yaml:1:" in kvmctl("list", "--all-hosts", code=2, env=env).err
+    file.write_bytes(b"hosts: [{name: \xff}]")
+    assert "byte 0xFF is not UTF-8" in kvmctl("list", "--all-hosts", code=2, env=env).err
     file.write_text("hosts: [{name: one, uri: 'qemu+tcp://127.0.0.1:1/system'}]")
     assert "none of 1 hosts" in kvmctl("list", "--all-hosts", code=6, env=env).err
+
+
+def test_a_path_that_is_no_hosts_file_is_a_usage_error(kvmctl: Kvmctl, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        ran = kvmctl("list", "--all-hosts", code=2, env={"KVMCTL_HOSTS_FILE": str(path)})
+        assert f"{path}: it is not a file\n  look at it: ls -ld {path}" in ran.err
+    assert "larger than 1MiB" in kvmctl("list", "--all-hosts", code=2, env={"KVMCTL_HOSTS_FILE": "/dev/zero"}).err
 
 
 def test_migrate_names_all_obstacles(kvmctl: Kvmctl, hosts: dict[str, str]) -> None:
