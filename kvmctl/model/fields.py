@@ -301,6 +301,10 @@ def _unknown(key: str) -> str:
         return "this is not a single value: write disks.vda.iops, or the list in the guest's file"
     if key.partition(".")[0] in ("cloud-init", "passthrough"):
         return "this is not a single value: write it in the guest's file and apply that"
+    if inner := [known for known in FIELDS if known.startswith(f"{key}.")]:
+        return f"this is not one field: write one of {', '.join(inner)}"
+    if key == "labels":
+        return f"this is not one field: write {LABEL.key}"
     return f"there is no such field; {nearest(key, [*FIELDS, LABEL.key])}"
 
 

@@ -142,6 +142,8 @@ def test_values(key: str, text: str, value: object, shown: object) -> None:
         ("labels.role", "x" * 256, "255 bytes"),
         ("cpu.share", "1", "did you mean cpu.shares"),
         ("shares", "1", "did you mean cpu.shares"),
+        ("memory", "1GiB", "this is not one field: write one of memory.size, memory.max, memory.reservation"),
+        ("labels", "a", "write labels.KEY"),
         ("zzz", "1", "known are description, accelerator"),
         ("name", "x", "cannot be renamed"),
         ("disks", "x", "write disks.vda.iops"),
