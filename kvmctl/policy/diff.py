@@ -12,6 +12,7 @@ from kvmctl.model.passed import describe as describe_passed
 from kvmctl.model.passed import label as label_passed
 from kvmctl.model.passed import match as match_passed
 from kvmctl.model.spec import DiskSpec, GuestSpec, NicSpec, PassedSpec
+from kvmctl.model.units import format_size
 
 LIVE = frozenset({
     "cpu.count", "cpu.shares", "cpu.limit", "cpu.reservation", "cpu.pin", "cpu.emulator-pin", "memory.size",
@@ -91,8 +92,16 @@ def _how(key: str, wanted: object, current: GuestSpec, live: GuestSpec | None) -
     if key == "memory.size" and live.passthrough:
         kept = _PINNED
     if key in LIVE and not kept:
-        return "live", ""
+        return "live", _most(key, wanted, live)
     return "restart", f"{kept}; {_NEXT_START}" if kept else _NEXT_START
+
+
+def _most(key: str, wanted: object, live: GuestSpec) -> str:
+    """Why the running guest gets a part of what is wanted only; empty where it gets all."""
+    most = live.memory.max or live.memory.size
+    if key == "memory.size" and isinstance(wanted, int) and most and wanted > most:
+        return f"a running guest gets no more than its present maximum, {format_size(most)}, until its next start"
+    return ""
 
 
 def _kept_vcpus(wanted: object, live: GuestSpec) -> str:

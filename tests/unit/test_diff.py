@@ -195,6 +195,14 @@ def test_devices_of_the_host_are_told_apart_by_name_and_plugged_in_at_once() -> 
     assert diff(now, now, now) == ()
 
 
+@pytest.mark.parametrize(("size", "why"), [(512, ""), (1024, ""), (2048, "its present maximum, 1GiB")])
+def test_a_running_guest_gets_memory_up_to_its_maximum(size: int, why: str) -> None:
+    live = replace(NOW, memory=replace(NOW.memory, size=256 * MIB, max=1024 * MIB))
+    found = diff(GuestSpec("web1", memory=MemorySpec(size=size * MIB)), live, live)
+    assert (found[0].field, found[0].how, bool(found[0].reason)) == ("memory.size", "live", bool(why))
+    assert why in found[0].reason
+
+
 def test_a_guest_whose_memory_is_pinned_gets_another_size_with_its_next_start() -> None:
     pinned = replace(NOW, passthrough=(PassedSpec(pci="0000:01:00.0"),))
     (change,) = diff(GuestSpec("g", memory=MemorySpec(size=512 * MIB)), pinned, pinned)
