@@ -91,6 +91,8 @@ def _run_events() -> None:
 
 def _open(uri: str) -> Any:
     hint = f"kvmctl -c {argument(uri)} host doctor says which part is missing"
+    if ":" not in uri:
+        hint = "it is no name of hosts.yaml either; a URI is written as in -c qemu+ssh://HOST/system"
     try:
         connection = libvirt.open(uri) if "ssh" in uri.partition("://")[0] else _open_in_time(uri, hint)
         _keep_alive(connection)

@@ -240,6 +240,12 @@ def test_connections(kvmctl: Kvmctl, uri: str) -> None:
         kvmctl("list", env={"LIBVIRT_DEFAULT_URI": uri}, code=_URIS[uri])
 
 
+def test_a_name_that_is_no_host_is_not_taken_for_a_daemon_that_refuses(kvmctl: Kvmctl) -> None:
+    assert "no name of hosts.yaml" in clear(kvmctl("-c", "node2", "list", code=6)).err
+    found = {one["name"]: one for one in kvmctl("-c", "node2", "host", "doctor", "-o", "json", code=1).json()}
+    assert found["connection"]["next"] == "name it in hosts.yaml, or write a URI as in -c qemu+ssh://HOST/system"
+
+
 def test_an_unset_variable_does_not_mean_this_machine(kvmctl: Kvmctl) -> None:
     clear(
         kvmctl("-c", "", "delete", "test", "--yes", "--force", code=2, env={"LIBVIRT_DEFAULT_URI": "test:///default"})

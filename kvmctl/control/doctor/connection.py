@@ -83,6 +83,8 @@ def _refused(opened: Opened) -> Check:
 
 
 def _remedy(uri: str, sock: daemons.Socket) -> str:
+    if ":" not in uri:
+        return "name it in hosts.yaml, or write a URI as in -c qemu+ssh://HOST/system"
     if sock.state == "forbidden":
         group = sock.access.rpartition(":")[2]
         member = f"let {daemons.user()} use it: usermod -aG {group} {daemons.user()}, then log in again"
