@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from kvmctl.host.files import make_private_directory, read_permitted, run_directory
-from kvmctl.model.errors import KvmctlError, LockedError
+from kvmctl.model.errors import KvmctlError, LockedError, UnreachableError
 
 HOST = "host"
 """The lock of what belongs to the machine rather than to one hypervisor: KSM, journal."""
@@ -82,8 +82,11 @@ def holder(uri: str) -> str | None:
 def _open(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except PermissionError as error:
+        raise UnreachableError(f"cannot open the lock file {path}: {error.strerror}", "run this as root") from error
     except OSError as error:
-        raise KvmctlError(f"cannot open the lock file {path}: {error.strerror}") from error
+        hint = f"look at the folder: ls -ld {path.parent}"
+        raise KvmctlError(f"cannot open the lock file {path}: {error.strerror}", hint) from error
     try:
         yield descriptor
     finally:

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmctl.host.lock import HOST, holder, lock, lock_all, lock_file
-from kvmctl.model.errors import LockedError
+from kvmctl.model.errors import LockedError, UnreachableError
 
 pytestmark = pytest.mark.unit
 URI = "qemu:///system"
@@ -89,6 +90,21 @@ def test_the_folder_is_private(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert lock_file(URI).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_may_not_be_taken_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setenv("KVMCTL_RUN_DIR", folder)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UnreachableError, match=r"cannot open the lock file .*: Permission denied") as raised:
+                lock(URI).__enter__()
+        finally:
+            os.seteuid(0)
+        assert raised.value.hint == "run this as root"
 
 
 def test_all_locks_are_those_of_hypervisors_and_the_machines_and_no_others(tmp_path: Path) -> None:
