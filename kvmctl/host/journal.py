@@ -60,6 +60,7 @@ class _Content:
     intents: dict[str, dict[str, Intent]] = field(default_factory=dict)
 
 
+_ASIDE = ".unusable-"
 _SEEN: dict[tuple[Path, str], tuple[Stamp, _Content]] = {}
 """What was read of a journal in a boot, with the stamp of its file: a tick of many guests reads it a dozen times, and
 hardly ever it is another."""
@@ -130,6 +131,15 @@ class Journal:
         found = [intent for each in kinds for intent in intents.get(each, {}).values()]
         return tuple(sorted(found, key=lambda intent: intent.time))
 
+    def earlier(self) -> list[str]:
+        """A sentence for each unusable journal that another run moved aside, which may have told nobody."""
+        found = sorted(self.path.parent.glob(f"{self.path.name}{_ASIDE}*"))
+        return [
+            f"an earlier journal was unusable, so what kvmctl had changed then is not known: it is {path}"
+            for path in found
+            if not any(note.endswith(str(path)) for note in self.notes)
+        ]
+
     def _read(self) -> _Content:
         key = (self.path, self._boot)
         found = stamp(self.path)
@@ -185,7 +195,7 @@ class Journal:
             os.close(descriptor)
 
     def _move_aside(self, reason: str) -> None:
-        aside = self.path.with_name(f"{self.path.name}.unusable-{time.time_ns()}")
+        aside = self.path.with_name(f"{self.path.name}{_ASIDE}{time.time_ns()}")
         try:
             self.path.rename(aside)
         except OSError as error:

@@ -100,6 +100,19 @@ def test_an_unusable_journal_is_a_warning(kvmctl: Kvmctl, state: Path) -> None:
     assert found["journal"]["result"] == "warn"
 
 
+def test_a_journal_that_a_silent_run_moved_aside_is_told_until_it_is_deleted(kvmctl: Kvmctl, state: Path) -> None:
+    state.mkdir()
+    (state / "journal.json").write_text("{")
+    assert "unusable" not in kvmctl("-c", TEST, "set", "test", "description=x").err
+    (aside,) = state.glob("journal.json.unusable-*")
+    assert str(aside) in kvmctl("-c", TEST, "host", "restore", "--dry-run").err
+    found = by_name(kvmctl("-c", TEST, "-o", "json", "host", "doctor").json())
+    assert str(aside) in found["journal"]["cause"]
+    aside.unlink()
+    assert "unusable" not in kvmctl("-c", TEST, "host", "restore", "--dry-run").err
+    assert "journal" not in by_name(kvmctl("-c", TEST, "-o", "json", "host", "doctor").json())
+
+
 _AS_NOBODY = """
 import difflib, os, pwd, shlex, sys
 import kvmctl.cli.host, kvmctl.control.doctor, kvmctl.hypervisor.connection
