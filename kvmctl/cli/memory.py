@@ -10,10 +10,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kvmctl.cli.app import App, pass_app
 from kvmctl.cli.memory_history import history_options, show_history
 from kvmctl.cli.output import Column, emit_document, emit_names, note, table
+from kvmctl.model.errors import UsageError
 from kvmctl.model.units import human_size
 
 if TYPE_CHECKING:
@@ -67,6 +69,11 @@ def memory(app: App, guest: str | None, history: bool, last: float) -> None:
       kvmctl memory --history --last 12h
       kvmctl memory -o json
     """
+    ctx = click.get_current_context()
+    if not history and ctx.get_parameter_source("last") is not ParameterSource.DEFAULT:
+        raise UsageError("--last says how far back --history looks", "add --history")
+    if history and guest is not None:
+        raise UsageError("--history is of the host, and --explain of one guest now", "leave one of them out")
     if history:
         show_history(app, last)
         return

@@ -14,6 +14,7 @@ from kvmctl.cli.memory_history import show_history
 from kvmctl.control import trend
 from kvmctl.model.errors import UsageError
 from kvmctl.model.trend import TrendPoint
+from tests.conftest import Kvmctl
 
 pytestmark = pytest.mark.testdriver
 
@@ -40,6 +41,11 @@ def app(uri: str | None = None, output: str = "table") -> App:
     made = App()
     made.connect, made.output = (uri,) if uri else (), output
     return made
+
+
+@pytest.mark.parametrize("words", [("--last", "1h"), ("--history", "--explain", "test")])
+def test_options_that_would_say_nothing_are_refused(kvmctl: Kvmctl, words: tuple[str, ...]) -> None:
+    assert "--history" in kvmctl("-c", TEST, "memory", *words, code=2).err
 
 
 def test_a_picture_is_plain_text_off_a_terminal(
