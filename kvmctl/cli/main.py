@@ -157,7 +157,7 @@ def _run(argv: list[str]) -> int:
 
 def _usage(error: click.UsageError) -> UsageError:
     """Click's complaint in our words: what is wrong, and where to look."""
-    said = error.format_message().rstrip(".")
+    said = error.format_message().rstrip(".").replace("is not a valid integer range", "is not a whole number")
     hint = f"{error.ctx.command_path if error.ctx else 'kvmctl'} --help shows how it is written"
     if isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--"):
         hint += "; before a name that begins with a dash put --"

@@ -16,6 +16,7 @@ from kvmctl.cli.output import Column, detail, emit, note, warn
 from kvmctl.cli.progress import Moves
 from kvmctl.model.errors import KvmctlError, RefusedError, UsageError
 from kvmctl.model.units import human_size, parse_size
+from kvmctl.model.wording import quoted
 
 if TYPE_CHECKING:
     from kvmctl.control.migrate import Candidate
@@ -119,8 +120,7 @@ def migrate(
     if history:
         show_history(app, (*names, host) if host else names)
         return
-    if host is None:
-        raise click.UsageError("Missing argument: which guests, and the host that they are to move to")
+    host = _target(host, names, labels)
     from kvmctl.control import migrate as control
     from kvmctl.control.move import Moved, Mover
     from kvmctl.control.select import chosen, in_order
@@ -152,6 +152,15 @@ def migrate(
         if any(isinstance(one, Moved) for one in moved):
             control.renew_weights(source, target, warn)
         _show(app, candidates, moved, mover)
+
+
+def _target(host: str | None, names: Sequence[str], labels: Sequence[str]) -> str:
+    """The host's word, which is the last. Raises UsageError where it is the only one."""
+    if host is None:
+        raise click.UsageError("Missing argument: which guests, and the host that they are to move to")
+    if not names and not labels:
+        raise UsageError(f"no guest named: {quoted(host)} alone is the host", "kvmctl migrate GUEST… HOST")
+    return host
 
 
 def _check_options(options: MigrationOptions) -> None:

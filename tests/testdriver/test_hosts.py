@@ -141,6 +141,8 @@ def test_migrate_names_all_obstacles(kvmctl: Kvmctl, hosts: dict[str, str]) -> N
         (("migrate", "nobody", "one"), 3, "nobody"),
         (("migrate", "test", "nowhere"), 3, "no host is named"),
         (("migrate", "one"), 2, "no guest named"),
+        (("migrate", "test"), 2, "no guest named: 'test' alone is the host"),
+        (("migrate", "test", "one", "--jobs", "x"), 2, "'x' is not a whole number"),
         (("migrate",), 2, "Missing argument"),
         (("migrate", "test", "one", "--bandwidth", "100"), 2, "bandwidth"),
         (("migrate", "test", "one", "--bandwidth", "1KiB"), 2, "1MiB is the least"),
