@@ -107,7 +107,9 @@ def enable(app: App, zram: str | None, file: tuple[str, str] | None, dry_run: bo
     """
     from kvmctl.control import swap as control
 
-    if (zram is None) == (file is None):
+    if zram is not None and file is not None:
+        raise UsageError("--zram and --file make two areas", "make one after the other: both can be there at once")
+    if zram is None and file is None:
         raise UsageError("one of --zram and --file has to be given", "kvmctl swap enable --zram 4GiB, for example")
     control.refuse_other_machine(app.uri)
     if file is not None:

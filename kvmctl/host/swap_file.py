@@ -33,11 +33,12 @@ def check_name(path: Path, size: int) -> bool:
     """Whether the file is there already, kvmctl's own and `size` bytes long. Raises ConflictError where it is another,
     UsageError for a path that is not written in full."""
     if not path.is_absolute() or ".." in path.parts or not str(path).isprintable():
-        raise UsageError(f"{str(path)!r} is not an absolute path", "write it in full, beginning with /")
+        raise UsageError(f"{str(path)!r} is not an absolute path", "write it in full, beginning with / and without ..")
     if not os.path.lexists(path):
         return False
     if not is_made(path):
-        raise ConflictError(f"{path} exists, and kvmctl did not make it", "give another path, or delete it yourself")
+        hint = "give another path" + (", or delete it yourself" if path.is_file() and not path.is_symlink() else "")
+        raise ConflictError(f"{path} exists, and kvmctl did not make it", hint)
     found = path.lstat().st_size
     if found != size:
         raise ConflictError(

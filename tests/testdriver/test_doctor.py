@@ -208,3 +208,7 @@ def test_ksm_of_another_machine_is_not_changed(kvmctl: Kvmctl) -> None:
 @pytest.mark.parametrize("option", [("--pages-to-scan", "0"), ("--pages-to-scan", "x"), ("--sleep-millisecs", "-5")])
 def test_ksm_settings_out_of_range_are_usage_errors(kvmctl: Kvmctl, option: tuple[str, str]) -> None:
     kvmctl("ksm", "enable", *option, code=2)
+
+
+def test_two_areas_of_swap_at_once_are_not_said_to_be_none(kvmctl: Kvmctl) -> None:
+    assert "make two areas" in kvmctl("swap", "enable", "--zram", "1GiB", "--file", "/x", "1GiB", code=2).err

@@ -207,8 +207,9 @@ def test_what_kvmctl_did_not_make_is_not_touched(folder: Path, host: Host, kind:
     if kind == "swap":
         subprocess.run(["mkswap", path], capture_output=True, check=True)
     before = path.lstat()
-    with pytest.raises(ConflictError, match="kvmctl did not make it"):
+    with pytest.raises(ConflictError, match="kvmctl did not make it") as raised:
         swap_change.enable_file(path, MIB, host.journal, root=host.root)
+    assert ("delete it" in raised.value.hint) == (kind in ("file", "swap"))
     with pytest.raises(ConflictError, match="kvmctl did not make it"):
         swap_file.make(path, folder / ".temporary", MIB, UUID)
     assert path.lstat() == before
