@@ -10,7 +10,7 @@ MAX_NAME = 63
 def check_name(name: str) -> str:
     """Return `name` if a new guest may bear it. Raises ValueError with the reason."""
     if not name:
-        raise ValueError("a guest needs a name")
+        raise ValueError("the name is empty")
     if len(name) > MAX_NAME:
         raise ValueError(f"the name {name[:20]!r}… has {len(name)} characters: at most {MAX_NAME} are allowed")
     if name.isascii() and name.isdigit():

@@ -16,7 +16,7 @@ def test_good_names(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("", "needs a name"),
+        ("", "is empty"),
         ("a/b", "not usable"),
         ("..", "not usable"),
         (".hidden", "not usable"),
