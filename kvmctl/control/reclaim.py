@@ -10,6 +10,7 @@ from kvmctl.control.weights import BALLOON, BETWEEN, REPORTS, run_key_of
 from kvmctl.host import ksm, ksm_steer, process
 from kvmctl.host.cold import Pager
 from kvmctl.host.journal import Journal
+from kvmctl.host.thp import Splitter
 from kvmctl.hypervisor import live, moving
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
@@ -57,10 +58,12 @@ def mergeable(now: Snapshot) -> int:
     )
 
 
-def make(plan: ReclaimPlan, now: Snapshot, handles: Mapping[str, Any], pager: Pager) -> tuple[Outcome, ...]:
+def make(
+    plan: ReclaimPlan, now: Snapshot, handles: Mapping[str, Any], pager: Pager, splitter: Splitter
+) -> tuple[Outcome, ...]:
     """Do what the plan says. One guest that fails does not stop the others. A balloon follows over seconds: that it
-    was told counts as done here, and what has come of it the next tick sees. `pager` remembers from tick to tick which
-    memory is cold.
+    was told counts as done here, and what has come of it the next tick sees. `pager` and `splitter` remember from tick
+    to tick what they know of guests' memory.
 
     Raises KvmctlError where the journal cannot be written.
     """
@@ -75,7 +78,10 @@ def make(plan: ReclaimPlan, now: Snapshot, handles: Mapping[str, Any], pager: Pa
     moved = (_move(handles[change.guest], change, guests[change.guest]) for change in plan.balloons)
     scored = (_score(pids[change.guest], change) for change in plan.scores)
     swapped = (outcome for one in plan.pageouts if (outcome := _swap(one, pager)))
-    return (*_steer(plan.ksm, now, journal), *told, *moved, *scored, *swapped)
+    done = (*_steer(plan.ksm, now, journal), *told, *moved, *scored, *swapped)
+    # What balloons have given back so far is there for nobody before.
+    splitter.split(dict(plan.splits))
+    return done
 
 
 def _journal(journal: Journal, kind: str, olds: Mapping[str, object]) -> None:

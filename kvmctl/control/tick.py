@@ -19,6 +19,7 @@ from kvmctl.host.cold import Pager
 from kvmctl.host.counters import Place
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
+from kvmctl.host.thp import Splitter
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import KvmctlError
@@ -78,14 +79,15 @@ class Controller:
         self._last: Observed | None = None
         self._weights: dict[str, int] = {}
         """What guests weigh, as far as this controller knows, by name."""
-        self._pager = Pager()
+        self._pager, self._splitter = Pager(), Splitter()
         self._deciding = Lock()
         self._ticking = False
 
     def moved_to(self, hypervisor: Hypervisor) -> Controller:
         """The same controller on another connection to the same hypervisor."""
         moved = Controller(hypervisor, self.trimming)
-        moved.memory, moved._at_tick, moved.note, moved._pager = self.memory, self._at_tick, "", self._pager
+        moved.memory, moved._at_tick, moved.note = self.memory, self._at_tick, ""
+        moved._pager, moved._splitter = self._pager, self._splitter
         return moved
 
     def observe(self, weights: Mapping[str, int] | None = None) -> Observed:
@@ -122,7 +124,7 @@ class Controller:
                 self._last, self._weights = planned.observed, _known(planned, weights)
             # Weights are trimmed meanwhile: to tell a guest its balloon's target takes libvirt its time.
             self._forget(observed)
-            moved = reclaim.make(planned.reclaim, observed.snapshot, observed.handles, self._pager)
+            moved = reclaim.make(planned.reclaim, observed.snapshot, observed.handles, self._pager, self._splitter)
         outcomes += weights + moved
         return replace(planned, outcomes=outcomes, complaints=tuple(self._record(planned, outcomes)))
 

@@ -7,14 +7,12 @@ page of each slice of 128 KiB is paged out, a canary: where it is still out some
 cold and follows; where it came back, the slice is left alone, each time for longer. To a hot slice this costs one
 fault of 32 pages, once.
 
-All that is read is /proc/PID/pagemap, of it the highest byte of each entry: bit 63 present, 62 in swap, 61 file or
-shared, 56 mapped exactly once. Pages that KSM has merged are mapped several times, as is the kernel's page of zeros,
-and so they are never chosen.
+All that is read is /proc/PID/pagemap. Pages that KSM has merged are mapped several times there, as is the kernel's page
+of zeros, and so they are never chosen.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -26,14 +24,13 @@ from typing import Literal
 
 from kvmctl.host import pageout
 from kvmctl.host.files import PAGE_SIZE, read_permitted
+from kvmctl.host.pagemap import CHUNK, CHUNK_PAGES, IN_SWAP, MAPPED_ONCE, PRESENT, Pagemap
 from kvmctl.host.pageout import PROC, Range
-from kvmctl.model.errors import NotFoundError, UnreachableError
+from kvmctl.model.errors import NotFoundError
 
 SLICE_PAGES = 32
 """Pages that one canary stands for."""
-_CHUNK_PAGES = 512
-_SLICES = _CHUNK_PAGES // SLICE_PAGES
-_CHUNK = _CHUNK_PAGES * PAGE_SIZE
+_SLICES = CHUNK_PAGES // SLICE_PAGES
 SLICE = SLICE_PAGES * PAGE_SIZE
 
 SECONDS = 4.0
@@ -46,7 +43,7 @@ _REST = 30.0
 """Seconds for which a slice is left alone after it was seen in use; doubled each time, up to 16 minutes."""
 _MOST_REST = 960.0
 
-_PRESENT, _IN_SWAP, _TAKEABLE = 0x80, 0x40, b"\x81"
+_TAKEABLE = bytes([PRESENT | MAPPED_ONCE])
 _RUN = re.compile(b"\x81+")
 
 
@@ -93,7 +90,7 @@ def watch(pid: int, size: int | None = None, proc: Path = PROC) -> Watch:
     whole = [
         address
         for start, length in (*pageout.guest_memory(pid, size, proc), *pageout.own_memory(pid, size, proc))
-        for address in range(start, start + length - _CHUNK + 1, _CHUNK)
+        for address in range(start, start + length - CHUNK + 1, CHUNK)
     ]
     return Watch(pid, tuple(whole))
 
@@ -120,7 +117,7 @@ def step(
         seen.swapped = pageout.swapped(seen.pid, proc)
         return Moved(most_bytes, moved, returned, "memory.reclaim")
     at = time.monotonic() if now is None else now
-    with _Pagemap(seen.pid, proc) as pages:
+    with Pagemap(seen.pid, proc) as pages:
         ranges, alarmed = cold_ranges(seen, most_bytes, pages, at)
         left = most_bytes - sum(length for _start, length in ranges)
         if haste and left > 0:
@@ -138,37 +135,7 @@ def step(
     return Moved(most_bytes, max(0, seen.swapped - before), returned, "madvise", len(seen.canaries), alarmed)
 
 
-class _Pagemap:
-    """The highest byte of each page's entry in /proc/PID/pagemap."""
-
-    def __init__(self, pid: int, proc: Path) -> None:
-        self._path = proc / str(pid) / "pagemap"
-
-    def __enter__(self) -> _Pagemap:
-        try:
-            self._file = os.open(self._path, os.O_RDONLY)
-        except PermissionError as error:
-            raise UnreachableError(f"cannot read {self._path}: permission denied", "run this as root") from error
-        except OSError as error:
-            raise NotFoundError(
-                f"cannot read {self._path}: {error.strerror}", "look at the guest: kvmctl list"
-            ) from error
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        os.close(self._file)
-
-    def chunk(self, address: int) -> bytes:
-        """Of one chunk; entries are 64-bit words, and both architectures that QEMU/KVM runs on here write the
-        highest byte last."""
-        try:
-            found = os.pread(self._file, _CHUNK_PAGES * 8, address // PAGE_SIZE * 8)
-        except OSError:
-            found = b""  # the process is gone
-        return found[7::8].ljust(_CHUNK_PAGES, b"\0")
-
-
-def cold_ranges(seen: Watch, most_bytes: int, pages: _Pagemap, at: float) -> tuple[list[Range], int]:
+def cold_ranges(seen: Watch, most_bytes: int, pages: Pagemap, at: float) -> tuple[list[Range], int]:
     """What the canaries say: memory that is cold, what is cold for longest first, and how many canaries came back.
 
     A slice beside one that is in use needs twice the time.
@@ -178,14 +145,14 @@ def cold_ranges(seen: Watch, most_bytes: int, pages: _Pagemap, at: float) -> tup
     for chunk, numbers in groupby(sorted(seen.canaries), key=lambda number: number // _SLICES):
         flags = pages.chunk(seen.chunks[chunk])
         slices = list(numbers)
-        back = {number for number in slices if flags[seen.canaries[number][0]] & _PRESENT}
+        back = {number for number in slices if flags[seen.canaries[number][0]] & PRESENT}
         alarmed += len(back)
         for number in slices:
             page, since = seen.canaries[number]
             if number in back:
                 del seen.canaries[number]
                 _rest(seen, number, at)
-            elif not flags[page] & _IN_SWAP:
+            elif not flags[page] & IN_SWAP:
                 del seen.canaries[number]  # a balloon, or the guest's end, took it
             elif at - since >= SECONDS * (2 if {number - 1, number + 1} & back else 1):
                 ranges, length = _ranges(seen, number, flags)
@@ -219,7 +186,7 @@ def _rest(seen: Watch, number: int, at: float) -> None:
     seen.resting[number] = (at + min(_MOST_REST, last * 2), min(_MOST_REST, last * 2))
 
 
-def _visit(seen: Watch, pages: _Pagemap, at: float) -> Iterator[tuple[int, bytes]]:
+def _visit(seen: Watch, pages: Pagemap, at: float) -> Iterator[tuple[int, bytes]]:
     """Slices of which nothing is known, with their chunk's flags: from the cursor on, each once."""
     for _count in range(len(seen.chunks)):
         chunk = seen.cursor
@@ -240,7 +207,7 @@ def _visit(seen: Watch, pages: _Pagemap, at: float) -> Iterator[tuple[int, bytes
         seen.cursor = (chunk + 1) % len(seen.chunks)
 
 
-def _put(seen: Watch, most_bytes: int, pages: _Pagemap, at: float) -> list[tuple[int, Range]]:
+def _put(seen: Watch, most_bytes: int, pages: Pagemap, at: float) -> list[tuple[int, Range]]:
     """Choose canaries in `most_bytes` of memory."""
     found = []
     # Those whose slices there was no room for yet count: they say enough.
@@ -257,7 +224,7 @@ def _put(seen: Watch, most_bytes: int, pages: _Pagemap, at: float) -> list[tuple
     return found
 
 
-def _unknown(seen: Watch, most_bytes: int, pages: _Pagemap, at: float) -> list[Range]:
+def _unknown(seen: Watch, most_bytes: int, pages: Pagemap, at: float) -> list[Range]:
     """Memory that nothing is known of, as a last resort."""
     found: list[Range] = []
     for number, flags in _visit(seen, pages, at):

@@ -19,7 +19,8 @@ PROC = Path("/proc")
 
 _PROCESS_MADVISE = 440
 """The number of the system call (Linux 5.10), on x86_64 and aarch64 alike."""
-_MADV_PAGEOUT = 21
+COLD, PAGEOUT = 20, 21
+"""MADV_COLD and MADV_PAGEOUT."""
 _IOV_MAX = 1024
 
 _SWAPPED = re.compile(r"^VmSwap:\s+(\d+) kB$", re.MULTILINE)
@@ -100,8 +101,9 @@ def _cut(ranges: Sequence[Range], most_bytes: int) -> list[Range]:
     return found
 
 
-def advise(pid: int, ranges: Sequence[Range]) -> None:
-    """Have the kernel page these ranges out. One that is not mapped any more is passed over. Raises as `pageout`."""
+def advise(pid: int, ranges: Sequence[Range], advice: int = PAGEOUT) -> None:
+    """Have the kernel page these ranges out, or look at them early with `COLD`. One that is not mapped any more is
+    passed over. Raises as `pageout`."""
     if not ranges:
         return
     try:
@@ -110,26 +112,26 @@ def advise(pid: int, ranges: Sequence[Range]) -> None:
         raise _error(error, pid) from error
     try:
         for first in range(0, len(ranges), _IOV_MAX):
-            _advise_batch(process, pid, ranges[first : first + _IOV_MAX])
+            _advise_batch(process, pid, ranges[first : first + _IOV_MAX], advice)
     finally:
         os.close(process)
 
 
-def _advise_batch(process: int, pid: int, ranges: Sequence[Range]) -> None:
+def _advise_batch(process: int, pid: int, ranges: Sequence[Range], advice: int) -> None:
     while ranges:
-        done = _process_madvise(process, pid, ranges)
+        done = _process_madvise(process, pid, ranges, advice)
         ends = accumulate(length for _start, length in ranges)
         # The kernel stops at a range that it cannot do, and tells how many bytes it has come.
         ranges = ranges[sum(end <= done for end in ends) + 1 :]
 
 
-def _process_madvise(process: int, pid: int, ranges: Sequence[Range]) -> int:
+def _process_madvise(process: int, pid: int, ranges: Sequence[Range], advice: int) -> int:
     """Bytes advised before the first range that could not be."""
     vector = array("Q", [number for one in ranges for number in one])
     address, _length = vector.buffer_info()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    arguments = (_PROCESS_MADVISE, process, address, len(ranges), _MADV_PAGEOUT, 0)
+    arguments = (_PROCESS_MADVISE, process, address, len(ranges), advice, 0)
     done: int = libc.syscall(*map(ctypes.c_long, arguments))
     if done >= 0:
         return done

@@ -103,3 +103,5 @@ class ReclaimPlan:
     """Whether the next look is due soon: the host is short, or a guest has less than it is to have."""
     reports: tuple[Change, ...] = ()
     """Whose balloon driver is to report from now on, how often in seconds."""
+    splits: tuple[tuple[int, int], ...] = ()
+    """Processes, with the bytes of their guests' memory, that may hold huge pages of which a part was given back."""

@@ -21,9 +21,9 @@ IDLE_COST = 1 / (1 - IDLE_TAX)
 LEAST_MARGIN, MOST_MARGIN, MARGIN_PART = 32 * MIB, 256 * MIB, 16
 """Bytes, and the part of its size, that a guest is left beyond what it needs. A guest without margin lives on
 `autodeflate`: it gains nothing and risks everything."""
-LEAN_PART = 4
-"""One part of so many of its margin is left to a guest of a host in the state `hard`, where nothing else suffices: with
-less it drops what it is just running."""
+LEAN_PART = 2
+"""One part of so many of its margin is left to a guest of a host in the state `hard`, where nothing else suffices. That
+it is short of memory has to show below that: what Linux calls available hardly falls under 6 MiB."""
 CACHE_PART = 0.5
 """The part of its page cache that a guest keeps until the host is in the state `hard`."""
 STEP_PART = 5

@@ -73,7 +73,8 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     notes = tuple(_notes(seen, found, missing, swapped.why_not))
     alert = short.state in SHORT or any(one.claim and one.claim.actual < one.claim.size for one in seen)
     reports = tuple(_reports(guests)) if policy.balloon == "manage" else ()
-    return ReclaimPlan(found, balloons, aim, scores, swapped.pageouts, notes, memory, alert, reports)
+    splits = _splits(guests) if policy.balloon == "manage" and short.state in SHORT else ()
+    return ReclaimPlan(found, balloons, aim, scores, swapped.pageouts, notes, memory, alert, reports, splits)
 
 
 def least_of(host: HostSample) -> int:
@@ -269,6 +270,15 @@ def _reports(guests: Sequence[GuestSample]) -> Iterator[Change]:
         if guest.has_balloon and not guest.stats_period and guest.promise.rebalance and not guest.memory_fixed:
             reason = "so that it is known what it uses: its definition has no period"
             yield Change(guest.name, "memory.reports", 0, REPORT_SECONDS, reason=reason)
+
+
+def _splits(guests: Sequence[GuestSample]) -> tuple[tuple[int, int], ...]:
+    return tuple(
+        (guest.process.pid, guest.balloon.maximum)
+        for guest in guests
+        if guest.process and guest.balloon.maximum and guest.promise and guest.promise.rebalance
+        if not guest.memory_fixed and guest.has_balloon
+    )
 
 
 def _remembered(one: _Seen, balloons: Sequence[Change], taken: int) -> ReclaimGuest:

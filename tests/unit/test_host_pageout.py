@@ -14,6 +14,7 @@ import pytest
 from kvmctl.host import cold, pageout
 from kvmctl.host.cold import SLICE, SLICE_PAGES, Watch
 from kvmctl.host.files import PAGE_SIZE
+from kvmctl.host.pagemap import Pagemap
 from kvmctl.host.pageout import guest_memory
 from kvmctl.model.errors import NotFoundError
 from tests.holder import Holder, holder
@@ -75,13 +76,13 @@ def real() -> Iterator[Holder]:
 
 def put(process: Process, seen: Watch, most: int, at: float = 0.0) -> dict[int, int]:
     """The canaries that would be put out: slice and page of it."""
-    with cold._Pagemap(PID, process.proc) as pages:
+    with Pagemap(PID, process.proc) as pages:
         chosen = cold._put(seen, most, pages, at)
     return {number: (start - BASE) // PAGE_SIZE for number, (start, _length) in chosen}
 
 
 def ask(process: Process, seen: Watch, at: float, most: int = 1 << 30) -> tuple[list[pageout.Range], int]:
-    with cold._Pagemap(PID, process.proc) as pages:
+    with Pagemap(PID, process.proc) as pages:
         return cold.cold_ranges(seen, most, pages, at)
 
 
