@@ -22,8 +22,7 @@ LEAST_MARGIN, MOST_MARGIN, MARGIN_PART = 32 * MIB, 256 * MIB, 16
 """Bytes, and the part of its size, that a guest is left beyond what it needs. A guest without margin lives on
 `autodeflate`: it gains nothing and risks everything."""
 LEAN_PART = 2
-"""One part of so many of its margin is left to a guest of a host in the state `hard`, where nothing else suffices. That
-it is short of memory has to show below that: what Linux calls available hardly falls under 6 MiB."""
+"""One part of so many of its margin is left to a guest of a host in the state `hard`, where nothing else suffices."""
 CACHE_PART = 0.5
 """The part of its page cache that a guest keeps until the host is in the state `hard`."""
 STEP_PART = 5
@@ -59,6 +58,12 @@ def margin(size: int, lean: bool = False) -> int:
     return max(LEAST_MARGIN, min(MOST_MARGIN, size // MARGIN_PART)) // (LEAN_PART if lean else 1)
 
 
+def least_usable(size: int) -> int:
+    """Usable bytes below which a guest of this size is short of memory: three quarters of a lean margin. What Linux
+    calls available hardly falls below 9 MiB before its balloon deflates by itself."""
+    return margin(size, lean=True) * 3 // 4
+
+
 def first_target(size: int, reservation: int) -> int | None:
     """Bytes that a guest of this size is to boot with where memory is short; None is all of them."""
     target = max(reservation, size // FIRST_PART, LEAST_FIRST) // MIB * MIB
@@ -75,7 +80,7 @@ def need(actual: int, usable: int, cache: int, keep_cache: bool) -> int:
 def is_pressed(size: int, usable: int, faults: float | None) -> bool:
     """Whether a guest is short of memory: little is usable, or it reads back from its disk what it just dropped.
     `faults` are major faults and pages swapped in a second, together; None is unknown."""
-    return usable < margin(size, lean=True) // 2 or (faults is not None and faults > MOST_FAULTS)
+    return usable < least_usable(size) or (faults is not None and faults > MOST_FAULTS)
 
 
 def calm(before: float) -> float:

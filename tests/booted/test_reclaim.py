@@ -53,16 +53,13 @@ def test_a_guest_that_is_short_has_all_back_at_once_and_is_left_alone(lab: Lab) 
     until(lambda: live.balloon(lab.guest.domain), lambda size: size == 200 * MIB, 60, "the balloon")
     # Shared memory is not page cache: it cannot be dropped.
     lab.line.run(
-        "free() { awk '/MemAvailable/ {print int($2/1024)}' /proc/meminfo; }; "
         "mkdir -p /run/full; mount -t tmpfs none /run/full; "
-        "dd if=/dev/zero of=/run/full/0 bs=1M count=$(($(free) - 12)) 2>/dev/null; "
-        # What the kernel has to spare for itself, it gives up meanwhile.
-        "n=0; while [ $(free) -gt 1 ] && [ $((n += 1)) -lt 90 ]; do "
-        "dd if=/dev/zero of=/run/full/$n bs=256k count=1 2>/dev/null; done; true"
+        "free=$(awk '/MemAvailable/ {print int($2/1024)}' /proc/meminfo); "
+        "dd if=/dev/zero of=/run/full/x bs=1M count=$((free - 4)) 2>/dev/null; true"
     )
     until(
         lambda: lab.fresh()["usable"],
-        lambda usable: usable < balloon.margin(384 * MIB, lean=True) // 2,
+        lambda usable: usable < balloon.least_usable(384 * MIB),
         60,
         "what the guest says is usable",
     )

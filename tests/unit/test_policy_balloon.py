@@ -105,7 +105,7 @@ def test_an_idle_page_costs_four_times_a_used_one() -> None:
 def test_a_guest_is_pressed_when_little_is_usable_or_it_reads_back_what_it_dropped() -> None:
     size = 512 * MIB
     assert not balloon.is_pressed(size, balloon.margin(size), 0.0)
-    assert balloon.is_pressed(size, balloon.margin(size, lean=True) // 2 - 1, 0.0)
+    assert balloon.is_pressed(size, balloon.least_usable(size) - 1, 0.0)
     assert not balloon.is_pressed(size, balloon.margin(size, lean=True), 0.0), "who was made so small is left so"
     assert balloon.is_pressed(size, size, balloon.MOST_FAULTS + 1)
     assert not balloon.is_pressed(size, size, None)
