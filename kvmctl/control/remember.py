@@ -112,6 +112,8 @@ def _reclaim(value: Mapping[str, Any] | None) -> ReclaimMemory | None:
                 target=_optional(int, guest.get("target")),
                 actual=_optional(int, guest.get("actual")),
                 moved=int(guest.get("moved", 0)),
+                since=_optional(int, guest.get("since")),
+                scans=int(guest.get("scans", 0)),
             )
             for uuid, guest in value["guests"].items()
         },

@@ -32,6 +32,10 @@ class ReclaimGuest:
     """Bytes that its balloon left it at the last look; the least of them while it is told to leave less."""
     moved: int = 0
     """Monotonic nanoseconds of when its balloon was last seen to take more, or told to."""
+    since: int | None = None
+    """Monotonic nanoseconds of when it was first seen."""
+    scans: int = 0
+    """The number of KSM's passes then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ MOST_DOUBLED = 2
 """How often what is taken is doubled while the host stays short."""
 MOST_HOST_FAULTS = 400.0
 """Major faults a second of a guest's process from which it is left alone: what was swapped is being used."""
+LONGEST_UNMERGED = 120.0
+"""Seconds for which a guest is kept from swap until KSM has looked at it twice: on a large host a pass takes long."""
 LONGEST = 120.0
 """Seconds between two looks after which counters say nothing about now."""
 
@@ -59,7 +61,7 @@ def decide(now: Snapshot, before: ReclaimMemory | None, policy: MemoryPolicy) ->
     short = _Short(acting, host, reserve, before.short if before and seconds else 0)
     balloons, missing = _balloons(seen, short, now.taken) if policy.balloon == "manage" else ((), short.due)
     stalled = _stalled(host, before, seconds)
-    swapped = _swapping(seen, balloons, short, missing, stalled, policy)
+    swapped = _swapping(seen, balloons, short, missing, stalled, policy, now)
     memory = ReclaimMemory(
         taken=now.taken,
         boot=now.boot,
@@ -129,6 +131,8 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     faults = None if stats.major_fault is None else stats.major_fault + (stats.swap_in or 0) // 4096
     host_faults = guest.process.major_faults if guest.process else None
     memory = replace(old or ReclaimGuest(guest.run or 0), faults=faults, host_faults=host_faults)
+    if memory.since is None:
+        memory = replace(memory, since=now.taken, scans=_scans(now))
     rate = _rate(old.faults if old else None, faults, seconds)
     host_rate = _rate(old.host_faults if old else None, host_faults, seconds)
     thrashes = host_rate is not None and host_rate > MOST_HOST_FAULTS
@@ -147,6 +151,10 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
     lean = tuple(_claim(guest, size, said_of, keep_cache=False, lean=few) for few in (False, True))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
     return _Seen(guest, claim, lean, "", pressed, thrashes, memory, driver.is_stuck(memory, now.taken))
+
+
+def _scans(now: Snapshot) -> int:
+    return now.host.ksm.full_scans if now.host and now.host.ksm else 0
 
 
 def _claim(guest: GuestSample, size: int, said_of: int, *, keep_cache: bool, lean: bool = False) -> BalloonClaim:
@@ -236,12 +244,26 @@ def _swapping(
     missing: int,
     stalled: float | None,
     policy: MemoryPolicy,
+    now: Snapshot,
 ) -> Swapping:
     if policy.swap != "manage":
         return Swapping(why_not="the host's policy has swap: leave" if missing else "")
     told = {change.guest: change.new for change in balloons if isinstance(change.new, int)}
-    candidates = [Candidate(one.guest, one.thrashes, _filling(one, told.get(one.guest.name))) for one in seen]
+    candidates = [
+        Candidate(one.guest, one.thrashes, _filling(one, told.get(one.guest.name)), _is_unmerged(one, now, policy))
+        for one in seen
+    ]
     return swapping.decide(candidates, short.state, short.why, short.host, missing, stalled)
+
+
+def _is_unmerged(one: _Seen, now: Snapshot, policy: MemoryPolicy) -> bool:
+    """Whether KSM is about to merge what it finds in this guest: it merges nothing that is in swap, ever."""
+    found = now.host.ksm if now.host else None
+    shares = one.guest.promise is not None and one.guest.promise.sharing and policy.sharing != "leave"
+    if not shares or found is None or found.run != 1 or one.memory.since is None:
+        return False
+    young = now.taken - one.memory.since < LONGEST_UNMERGED * 1e9
+    return young and 0 <= found.full_scans - one.memory.scans < sharing.SETTLED_SCANS
 
 
 def _filling(one: _Seen, told: int | None) -> int:

@@ -31,11 +31,12 @@ class Swapping:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A running guest. One that `thrashes` reads back what was swapped; `filling` are bytes that its balloon is still
-    to take."""
+    to take. One that is `unmerged` is spared until KSM has seen it, if that can wait."""
 
     guest: GuestSample
     thrashes: bool = False
     filling: int = 0
+    unmerged: bool = False
 
 
 def decide(
@@ -53,12 +54,12 @@ def decide(
     left = min(missing, STEP[state], room)
     found: list[PageOut] = []
     for one in sorted(candidates, key=_order):
-        amount = min(left, _swappable(one))
+        amount = 0 if one.unmerged and state != "low" else min(left, _swappable(one))
         if amount >= MIB:
             reason = f"{why}, and balloons leave {human_size(missing)} missing"
             found.append(_page_out(one.guest, amount, state, reason))
             left -= amount
-    if found or any(_is_open(one.guest) for one in candidates):
+    if found or any(one.unmerged or _is_open(one.guest) for one in candidates):
         return Swapping(tuple(found))
     return Swapping(why_not="no guest has memory that may be swapped now")
 

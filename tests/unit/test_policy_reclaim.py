@@ -364,3 +364,27 @@ def test_what_a_guest_said_before_its_balloon_was_filled_does_not_make_its_need_
     fresh = replace(snapshot(RESERVE - 300 * MIB + 100 * MIB, said), taken=102 * SECOND)
     lean = balloon.margin(512 * MIB, lean=True)
     assert targets(fresh, first.memory)["busy"] == pytest.approx(300 * MIB + lean, abs=2 * MIB)
+
+
+def test_a_guest_is_not_swapped_before_ksm_has_seen_it_unless_that_cannot_wait() -> None:
+    new = replace(guest("new", 480 * MIB), has_balloon=True)
+
+    def swapped(available: int, before: ReclaimMemory | None, *, scans: int, seconds: int, run: int = 1) -> bool:
+        now = snapshot(available, new, swap=4 * GIB, taken=(100 + seconds) * SECOND)
+        assert now.host is not None
+        found = replace(ksm(), run=run, full_scans=scans)
+        plan = decide(replace(now, host=replace(now.host, ksm=found)), before, POLICY)
+        assert plan.memory is not None
+        known.append(plan.memory)
+        return bool(plan.pageouts)
+
+    hard, low = 80 * MIB, 20 * MIB
+    known: list[ReclaimMemory] = []
+    assert not swapped(hard, None, scans=7, seconds=0)
+    assert swapped(low, None, scans=7, seconds=0)
+    assert swapped(hard, None, scans=7, seconds=0, run=0), "nobody merges anything"
+    first = known[0]
+    assert not swapped(hard, first, scans=8, seconds=20)
+    assert swapped(hard, first, scans=9, seconds=40)
+    assert not swapped(hard, known[3], scans=8, seconds=110)
+    assert swapped(hard, known[5], scans=8, seconds=121), "a pass takes long on a large host"
