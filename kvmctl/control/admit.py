@@ -14,11 +14,13 @@ from kvmctl.control.room import first_bytes
 from kvmctl.control.select import Guest
 from kvmctl.control.weights import claims
 from kvmctl.host import ksm, memory
+from kvmctl.host.memory import Memory
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.host import node
 from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import RefusedError
+from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.promise import Promise
 from kvmctl.model.sample import ACTIVE
 from kvmctl.policy.admission import Verdict, admit_cpu, admit_memory, admit_overcommit, admit_state, admit_unshare
@@ -52,6 +54,8 @@ class _Asked:
     running: Mapping[str, Promise]
     cores: Capacity
     total: int
+    here: tuple[MemoryPolicy, Memory] | None
+    """Of this machine: its policy, and its memory now. None for another."""
 
 
 def admit_start(hypervisor: Hypervisor, guests: Sequence[Guest], force: bool, warn: Callable[[str], None]) -> None:
@@ -167,18 +171,19 @@ def _refused(
     size = node(hypervisor)
     if size is None:
         return []
-    asked = _Asked(wish, running, cores, size.memory)
+    here = (host_policy().memory, memory.read()) if hypervisor.local else None
+    asked = _Asked(wish, running, cores, size.memory, here)
     return [f"{what}: {verdict.arithmetic}" for what, verdict in verdicts(hypervisor, asked) if not verdict.admitted]
 
 
-def _lasting(hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdict]]:
+def _lasting(_hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdict]]:
     """What holds for as long as the guests run, whatever is free."""
     running, wanted, cores = asked.running, asked.wish.promises, asked.cores
     yield "CPU reservations", admit_cpu(running, wanted, cores.cores, cores.reserve)
-    if not hypervisor.local:
+    if asked.here is None:
         yield "memory reservations", admit_memory(running, wanted, asked.total)
         return
-    policy, now = host_policy().memory, memory.read()
+    policy, now = asked.here
     room = guests_memory(now.total, policy.reserve, policy.limit, memory.guests_limit())
     yield "memory reservations", admit_memory(running, wanted, now.total, room)
     yield "memory overcommit", admit_overcommit(running, wanted, room, policy.overcommit)
@@ -187,9 +192,9 @@ def _lasting(hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdi
 def _verdicts(hypervisor: Hypervisor, asked: _Asked) -> Iterator[tuple[str, Verdict]]:
     yield from _lasting(hypervisor, asked)
     wish = asked.wish
-    if not hypervisor.local or (not wish.begin and not wish.growth):
+    if asked.here is None or (not wish.begin and not wish.growth):
         return  # what takes no memory makes nothing worse
-    policy, now = host_policy().memory, memory.read()
+    policy, now = asked.here
     available = memory.left_for_guests(now)
     swap = now.swap_free if policy.swap == "manage" else 0
     yield "available memory", admit_state(available, reserve_of(policy, now.total), wish.taken, swap)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvmctl.control import grouped
 from kvmctl.control.foreign import change
 from kvmctl.host import protection
 from kvmctl.host.cgroup import Mount
-from kvmctl.host.files import stamp
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.change import Change, Outcome
-from kvmctl.model.errors import KvmctlError
 from kvmctl.model.sample import GuestSample
 from kvmctl.policy.protect import above, is_due, protected
 
@@ -67,36 +66,10 @@ def _change(name: str, directory: Path, due: int, known: Entry | None, respect: 
 
 
 def make(due: Sequence[ProtectChange], journal: Journal) -> tuple[Outcome, ...]:
-    """Make these changes and read them back, recorded before; one Outcome each. A group that is gone meanwhile does
-    not keep the others from theirs. Raises KvmctlError where the journal cannot be written."""
-    live = {str(one.directory): (one.change.old, one.change.new) for one in due if one.change.how == "live"}
-    if live:
-        journal.record_all(KIND, live)
-    return tuple(_make(due, journal))
-
-
-def _make(due: Sequence[ProtectChange], journal: Journal) -> Iterator[Outcome]:
-    for one in due:
-        change = one.change
-        if change.how == "refused":
-            yield Outcome(change, "not applied", change.reason, change.old)
-            continue
-        assert isinstance(change.new, int)
-        try:
-            found = protection.set_low(one.directory, change.new)
-        except KvmctlError as error:
-            gone = not one.directory.is_dir()
-            if not gone:
-                # Else the old value would look like somebody else's change.
-                journal.record(KIND, str(one.directory), change.old, change.old)
-            yield Outcome(change, "not applied", "it is being stopped" if gone else error.message, change.old)
-            continue
-        done = found == change.new
-        reason = change.reason if done else f"the kernel has {found} after {change.new} was set"
-        yield Outcome(change, "changed" if done else "not applied", reason, found)
+    """As `grouped.make`."""
+    return grouped.make(KIND, due, lambda one, value: protection.set_low(one.directory, value), journal)
 
 
 def forget_ended(journal: Journal) -> None:
-    """Drop from the journal what was changed of guests that have ended: nothing of it is left to undo."""
-    if ended := [key for key in journal.entries(KIND) if stamp(key) is None]:
-        journal.forget(KIND, *ended)
+    """As `grouped.forget_ended`."""
+    grouped.forget_ended(KIND, journal)

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvmctl.control import grouped
 from kvmctl.control.foreign import change
 from kvmctl.host import cgroup, threads
-from kvmctl.host.files import stamp
 from kvmctl.host.journal import Entry, Journal
 from kvmctl.model.change import Change, Outcome
-from kvmctl.model.errors import KvmctlError
 from kvmctl.policy.threads import thread_weights
 
 KIND = "thread-weight"
@@ -57,41 +56,10 @@ def _guest(guest: str, own: Path, version: int, known: Mapping[str, Entry], resp
 
 
 def make(due: Sequence[ThreadChange], journal: Journal) -> tuple[Outcome, ...]:
-    """Make these changes and read them back, recorded in one write before; one Outcome each.
-
-    A group that is gone meanwhile does not keep the others from theirs.
-    """
-    live = {str(one.directory): (one.change.old, one.change.new) for one in due if one.change.how == "live"}
-    if live:
-        journal.record_all(KIND, live)
-    done = tuple(_make(one) for one in due)
-    # Else the old weight would look like somebody else's change.
-    refused = {
-        str(one.directory): (one.change.old, one.change.old)
-        for one, outcome in zip(due, done, strict=True)
-        if outcome.result == "not applied" and str(one.directory) in live and one.directory.is_dir()
-    }
-    if refused:
-        journal.record_all(KIND, refused)
-    return done
-
-
-def _make(due: ThreadChange) -> Outcome:
-    change = due.change
-    if change.how == "refused":
-        return Outcome(change, "not applied", change.reason, change.old)
-    assert isinstance(change.new, int)
-    try:
-        found = cgroup.set_weight(due.directory, due.version, change.new)
-    except KvmctlError as error:
-        gone = not due.directory.is_dir()
-        return Outcome(change, "not applied", "it is being stopped" if gone else error.message, change.old)
-    if found != change.new:
-        return Outcome(change, "not applied", f"the kernel has {found} after {change.new} was set", found)
-    return Outcome(change, "changed", change.reason, found)
+    """As `grouped.make`."""
+    return grouped.make(KIND, due, lambda one, value: cgroup.set_weight(one.directory, one.version, value), journal)
 
 
 def forget_ended(journal: Journal) -> None:
-    """Drop from the journal what was changed of guests that have ended: nothing of it is left to undo."""
-    if ended := [key for key in journal.entries(KIND) if stamp(key) is None]:
-        journal.forget(KIND, *ended)
+    """As `grouped.forget_ended`."""
+    grouped.forget_ended(KIND, journal)
