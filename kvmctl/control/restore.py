@@ -126,6 +126,9 @@ def _settle(item: _Item, force: bool, dry_run: bool) -> Restored | None:
 def _put_back(item: _Item, present: object, force: bool, dry_run: bool) -> Restored:
     said = foreign(item.entry, present)
     if present == item.entry.old:
+        if item.kind == weights.BALLOON and not dry_run:
+            # The guest may not have begun to follow what it was told last, and would still.
+            item.write(present)
         return item.became("unchanged", present, present)
     if said and not force:
         return item.became("not applied", present, present, f"{said}: --force overrides", respected=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvmctl.bootstrap.microguest import MicroGuest
-from kvmctl.control.weights import BALLOON, REPORTS
+from kvmctl.control.weights import BALLOON, REPORTS, run_key
 from kvmctl.host import cgroup, memory
 from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains, live
@@ -119,6 +119,22 @@ def test_what_its_owner_says_while_it_is_squeezed_is_what_it_has_in_the_end(lab:
     )
     lab.run("host", "restore")
     until(lambda: size_of(lab), lambda size: size == 352 * MIB, 60, "the balloon let go")
+
+
+def test_a_guest_that_has_not_begun_to_follow_its_balloon_is_told_to_stay(lab: Lab, state: Path) -> None:
+    lab.guest.domain.suspend()
+    with lab.host.open() as hypervisor:
+        key = run_key(hypervisor, lab.guest.name, lab.guest.domain.ID())
+    Journal(state / "journal.json").record(BALLOON, key, SIZE, None)
+    live.set_balloon(lab.guest.domain, 200 * MIB)
+    assert size_of(lab) == SIZE
+    (restored,) = lab.run("host", "restore")
+    assert (restored["kind"], restored["result"]) == (BALLOON, "unchanged")
+    lab.guest.domain.resume()
+    # Its kernel has seen by then whatever balloon it was told to have.
+    lab.line.run("sleep 3")
+    assert lab.line.ballooned() == 0
+    assert size_of(lab) == SIZE
 
 
 def test_a_guest_that_dies_while_squeezed_begins_anew_with_all(lab: Lab, state: Path) -> None:

@@ -150,7 +150,10 @@ def _making(hosts: Pair, micro: MicroGuest, accelerator: str) -> Iterator[Make]:
             domain.setAutostart(1)
             if boot:
                 domain.create()
-            if boot and not light:
+            if boot and light:
+                # Firmware changes memory faster than a slow link sends it, until it has loaded the boot sector.
+                until(lambda: domain.blockStats("vda")[0], lambda reads: reads > 0, 60, "the reads of its disk")
+            elif boot:
                 traveller.count()
         return traveller
 
