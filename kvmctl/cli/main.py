@@ -14,7 +14,7 @@ import click
 from kvmctl import __version__
 from kvmctl.cli import streams
 from kvmctl.cli.options import accept_after, global_options
-from kvmctl.cli.output import printable, styled
+from kvmctl.cli.output import printable, styled, warn
 from kvmctl.model.errors import KvmctlError, UsageError
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def run(args: Sequence[str] | None = None) -> NoReturn:
         code = report(error, debug)
     except Exception as error:  # the last resort: a user never sees a traceback unasked
         code = _unexpected(error, debug)
+    _tell_of_journals()
     _leave(code)
 
 
@@ -153,6 +154,13 @@ def _run(argv: list[str]) -> int:
     except click.UsageError as error:
         raise _usage(error) from error
     return result if isinstance(result, int) else 0
+
+
+def _tell_of_journals() -> None:
+    """Whichever command met an unusable journal says that it moved it aside."""
+    journal = sys.modules.get("kvmctl.host.journal")
+    for sentence in journal.moved_aside if journal else ():
+        warn(sentence)
 
 
 def _usage(error: click.UsageError) -> UsageError:

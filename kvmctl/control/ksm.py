@@ -27,7 +27,7 @@ def enable(settings: ksm.KsmSettings, force: bool) -> tuple[list[ksm.Setting], l
     with lock.lock(lock.HOST, _LOCK_SECONDS):
         journal = Journal()
         settled = ksm.enable(settings, journal, force)
-    return settled, [*journal.notes, *_manager_notes()]
+    return settled, _manager_notes()
 
 
 def disable(unmerge: bool, force: bool) -> tuple[list[ksm.Setting], list[str]]:
@@ -35,7 +35,7 @@ def disable(unmerge: bool, force: bool) -> tuple[list[ksm.Setting], list[str]]:
     with lock.lock(lock.HOST, _LOCK_SECONDS):
         journal = Journal()
         settled = ksm.disable(journal, unmerge, force)
-    notes = [*journal.notes, *_manager_notes()]
+    notes = _manager_notes()
     left = ksm.sample()
     if left and saved(left) and left.run == 0:
         notes.append(f"{left.pages_sharing} pages stay merged until they are written to; --unmerge takes them apart")

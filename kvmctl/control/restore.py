@@ -103,7 +103,7 @@ def restore(uri: str | None, force: bool, dry_run: bool) -> tuple[list[Restored]
                 journal.forget(kind, *keys)
     unknown = [kind for kind in journal.kinds() if kind not in _KINDS]
     notes = [f"{kind}: a newer kvmctl changed this, and has to put it back" for kind in unknown]
-    return found, [*journal.notes, *journal.earlier(), *notes]
+    return found, [*journal.earlier(), *notes]
 
 
 def failed(restored: Sequence[Restored]) -> list[Restored]:

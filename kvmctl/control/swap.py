@@ -66,7 +66,7 @@ def enable_zram(size: int, argv0: str, dry_run: bool) -> tuple[list[Done], list[
         done = swap_change.enable_zram(size, journal, dry_run)
         if not dry_run:
             notes += _at_boot("zram", argv0, ("--zram", f"{size // 1024}KiB"))
-    return [done], [*journal.notes, *notes]
+    return [done], notes
 
 
 def enable_file(path: Path, size: int, argv0: str, dry_run: bool) -> tuple[list[Done], list[str]]:
@@ -77,7 +77,7 @@ def enable_file(path: Path, size: int, argv0: str, dry_run: bool) -> tuple[list[
         done = swap_change.enable_file(path, size, journal, dry_run)
         if not dry_run:
             notes += _at_boot(str(path), argv0, ("--file", str(path), f"{size // 1024}KiB"))
-    return [done], [*journal.notes, *notes]
+    return [done], notes
 
 
 def disable(names: Sequence[str], dry_run: bool) -> tuple[list[Done], list[str]]:
@@ -92,7 +92,7 @@ def disable(names: Sequence[str], dry_run: bool) -> tuple[list[Done], list[str]]
         swap_change.check_fits(chosen)
         if dry_run:
             done = [Done(area.name, area.kind, area.size, "disable", "pending") for area in chosen]
-            return done, [*journal.notes, *notes]
+            return done, notes
         done = []
         for area in chosen:
             if area.ours:
@@ -100,7 +100,7 @@ def disable(names: Sequence[str], dry_run: bool) -> tuple[list[Done], list[str]]
             done.append(_disable(area, journal, alone=len(chosen) == 1))
         if not names:
             swap_unit.remove("zram")
-    return done, [*journal.notes, *notes]
+    return done, notes
 
 
 def _disable(area: swap.Area, journal: Journal, alone: bool) -> Done:

@@ -60,6 +60,8 @@ class _Content:
     intents: dict[str, dict[str, Intent]] = field(default_factory=dict)
 
 
+moved_aside: list[str] = []
+"""A sentence for the user about each unusable journal that this process has moved aside."""
 _ASIDE = ".unusable-"
 _SEEN: dict[tuple[Path, str], tuple[Stamp, _Content]] = {}
 """What was read of a journal in a boot, with the stamp of its file: a tick of many guests reads it a dozen times, and
@@ -74,14 +76,10 @@ def boot_id() -> str:
 
 
 class Journal:
-    """The journal of this host. Every method raises KvmctlError where the file cannot be read or written.
-
-    `notes` collects sentences for the user, such as that an unusable journal was moved aside.
-    """
+    """The journal of this host. Every method raises KvmctlError where the file cannot be read or written."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or state_directory() / "journal.json"
-        self.notes: list[str] = []
         self._boot = boot_id()
 
     def record(self, kind: str, key: str, old: Any, new: Any) -> None:
@@ -132,12 +130,10 @@ class Journal:
         return tuple(sorted(found, key=lambda intent: intent.time))
 
     def earlier(self) -> list[str]:
-        """A sentence for each unusable journal that another run moved aside, which may have told nobody."""
-        found = sorted(self.path.parent.glob(f"{self.path.name}{_ASIDE}*"))
+        """A sentence for each unusable journal that was moved aside and still lies there."""
         return [
             f"an earlier journal was unusable, so what kvmctl had changed then is not known: it is {path}"
-            for path in found
-            if not any(note.endswith(str(path)) for note in self.notes)
+            for path in sorted(self.path.parent.glob(f"{self.path.name}{_ASIDE}*"))
         ]
 
     def _read(self) -> _Content:
@@ -200,7 +196,7 @@ class Journal:
             self.path.rename(aside)
         except OSError as error:
             raise KvmctlError(f"{self.path} is unusable ({reason}) and cannot be moved: {error.strerror}") from error
-        self.notes.append(f"the journal {self.path} is unusable ({reason}); it was moved to {aside}")
+        moved_aside.append(f"the journal {self.path} is unusable ({reason}); it was moved to {aside}")
 
     def _parse(self, text: str | None) -> _Content:
         if text is None:

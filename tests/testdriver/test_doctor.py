@@ -100,11 +100,13 @@ def test_an_unusable_journal_is_a_warning(kvmctl: Kvmctl, state: Path) -> None:
     assert found["journal"]["result"] == "warn"
 
 
-def test_a_journal_that_a_silent_run_moved_aside_is_told_until_it_is_deleted(kvmctl: Kvmctl, state: Path) -> None:
+def test_a_journal_that_was_moved_aside_is_told_then_and_until_it_is_deleted(kvmctl: Kvmctl, state: Path) -> None:
     state.mkdir()
     (state / "journal.json").write_text("{")
-    assert "unusable" not in kvmctl("-c", TEST, "set", "test", "description=x").err
+    said = kvmctl("-c", TEST, "set", "test", "description=x").err
     (aside,) = state.glob("journal.json.unusable-*")
+    assert f"warning: the journal {state}/journal.json is unusable" in said
+    assert str(aside) in said
     assert str(aside) in kvmctl("-c", TEST, "host", "restore", "--dry-run").err
     found = by_name(kvmctl("-c", TEST, "-o", "json", "host", "doctor").json())
     assert str(aside) in found["journal"]["cause"]

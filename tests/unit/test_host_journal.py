@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvmctl.host import journal as host_journal
 from kvmctl.host.journal import VERSION, Journal
 from kvmctl.model.errors import KvmctlError
 
@@ -18,7 +19,8 @@ values = st.none() | st.booleans() | st.integers() | st.text(max_size=10)
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    monkeypatch.setattr(host_journal, "moved_aside", [])
     return Journal(tmp_path / "state" / "journal.json")
 
 
@@ -146,7 +148,7 @@ def test_an_unusable_journal_is_moved_aside_with_a_warning(journal: Journal, con
     journal.path.parent.mkdir()
     journal.path.write_text(content)
     assert journal.entries("ksm") == {}
-    assert len(journal.notes) == 1
+    assert len(host_journal.moved_aside) == 1
     aside = [path for path in journal.path.parent.iterdir() if ".unusable-" in path.name]
     assert [path.read_text() for path in aside] == [content]
     journal.record("ksm", "run", 0, 1)
@@ -157,7 +159,7 @@ def test_a_newer_journal_is_moved_aside_and_says_its_version(journal: Journal) -
     journal.path.parent.mkdir()
     journal.path.write_text(json.dumps({"version": VERSION + 1, "changes": {}, "intents": {}}))
     journal.begin("volume", "a", None)
-    assert f"its version is {VERSION + 1}" in journal.notes[0]
+    assert f"its version is {VERSION + 1}" in host_journal.moved_aside[0]
     assert len(journal.unfinished()) == 1
 
 

@@ -63,7 +63,7 @@ def leftovers(uri: str) -> Iterator[Check]:
     """What a run that was killed had begun. A run that goes on now has begun things too."""
     book = journal.Journal()
     intents = book.unfinished()
-    for note in (*book.notes, *book.earlier()):
+    for note in book.earlier():
         hint = "kvmctl ksm show and virsh say what is set now; then delete the file that was moved aside"
         yield Check("journal", "warn", "the journal was unusable", note, hint)
     if holder := lock.holder(uri):
