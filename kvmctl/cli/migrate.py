@@ -118,6 +118,8 @@ def migrate(
       kvmctl migrate --history
     """
     if history:
+        if check or any(wishes.values()):
+            raise UsageError("--history only shows moves of before", "leave the other options out")
         show_history(app, (*names, host) if host else names)
         return
     host = _target(host, names, labels)

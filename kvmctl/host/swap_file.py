@@ -60,6 +60,8 @@ def check_place(path: Path, size: int) -> None:
             f"{folder} is on {kind}, which cannot be swapped to", "choose a folder on ext4 or xfs, or use --zram"
         )
     found = os.statvfs(folder)
+    if not found.f_blocks:
+        raise RefusedError(f"{folder} is on {kind}, which has no room for files", "choose a folder on ext4 or xfs")
     free, kept = found.f_bavail * found.f_frsize, round(found.f_blocks * found.f_frsize * KEPT_FREE)
     if size + kept > free:
         raise RefusedError(

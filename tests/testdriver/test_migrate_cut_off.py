@@ -46,6 +46,11 @@ def test_a_move_that_fails_leaves_nothing(kvmctl: Kvmctl, ends: tuple[str, str],
     assert not Journal(state / "journal.json").unfinished()
 
 
+@pytest.mark.parametrize("words", [("--check",), ("--copy-storage",), ("--bandwidth", "1MiB/s")])
+def test_history_takes_no_word_of_a_move(kvmctl: Kvmctl, words: tuple[str, ...]) -> None:
+    assert "leave the other options out" in kvmctl("migrate", "--history", *words, code=2).err
+
+
 def test_what_was_expected_and_what_happened(kvmctl: Kvmctl, state: Path) -> None:
     assert "no move is recorded" in kvmctl("migrate", "--history").err
     assert kvmctl("migrate", "--history", "-o", "json").json() == []

@@ -238,6 +238,11 @@ def test_a_file_system_in_memory_is_refused() -> None:
         swap_file.check_place(shm / "kvmctl-test-swap", MIB)
 
 
+def test_a_file_system_without_room_is_refused() -> None:
+    with pytest.raises(RefusedError, match="is on proc, which has no room for files"):
+        swap_file.check_place(Path("/proc/kvmctl-test-swap"), MIB)
+
+
 # Off again
 
 
