@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kvmctl.bootstrap import clean, demo, environment, setup, testing
+from kvmctl.bootstrap import clean, demo, environment, orphans, setup, testing
 from kvmctl.bootstrap.nested import image, shell
 from kvmctl.bootstrap.progress import say
 from kvmctl.host.lock import lock
@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     setup.check_root()
+    if options.command == "test":
+        orphans.wait_for_them()
     with lock(_LOCK):
         if options.command == "clean":
             clean.clean(options.all)

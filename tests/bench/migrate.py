@@ -19,12 +19,16 @@ from typing import Any
 
 import libvirt
 
-from kvmctl.bootstrap import microguest
+from kvmctl.bootstrap import microguest, orphans
 from kvmctl.host import accelerator
 from tests.bench.timing import write_json
 from tests.pair import Pair, PairHost, make_image, pair
 from tests.support import PREFIX, Console, Guest
 
+REST = 3.0
+"""Seconds that the guest has been on a host before it is moved again: one that has just arrived changes less of its
+memory, since its emulated CPU has to translate its code first, and so its downtime is less."""
+_LEARNING = 2
 LIMITS = (16, 48)
 """MiB a second of the moves that forecasts are checked by, beside those without a limit."""
 
@@ -94,16 +98,17 @@ class Bench:
         return json.loads(done.stdout)[0], time.perf_counter() - begun
 
     def compare(self, name: str, rounds: int) -> None:
-        """Move a guest there by one and back by the other, in turn; one round warms up."""
+        """Move a guest there by one and back by the other, in turn; before that each host learns how fast that is."""
         hosts = self.hosts
-        for number in range(rounds + 1):
-            if number == 1:
+        for number in range(rounds + _LEARNING):
+            if number == _LEARNING:
                 self.figures = Figures()
             # Each goes in both directions equally often.
             ends = (hosts.a, hosts.b)
             first, second = (self._virsh, self._kvmctl) if number % 2 else (self._kvmctl, self._virsh)
-            first(name, *ends)
-            second(name, *reversed(ends))
+            for move, here, there in ((first, *ends), (second, *reversed(ends))):
+                time.sleep(REST)
+                move(name, here, there)
             self._time(self.figures.check, ["migrate", name, hosts.b.tcp, "--check"])
             self._time(self.figures.start, ["--version"])
 
@@ -179,6 +184,8 @@ def main() -> None:
     parser.add_argument("--guests", type=int, default=8, help="that leave a host")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
+    # A move ends once somebody has waited for the QEMU at the source.
+    orphans.wait_for_them()
     with pair() as hosts:
         bench = Bench(hosts)
         first = bench.boot(0)

@@ -153,7 +153,7 @@ def _imports(folder: Path, archive: Path) -> dict[str, Callable[[], float]]:
     copy = f"{NAME}-2"
 
     def ours() -> float:
-        taken = once(kvmctl.command("import", str(archive), "--name", copy), kvmctl.env)
+        taken = once(kvmctl.command("import", str(archive), "--name", copy, "--pool", f"default={NAME}"), kvmctl.env)
         connection.lookupByName(copy).undefine()
         for path in pool.glob(f"{copy}-*"):
             path.unlink()
