@@ -118,9 +118,7 @@ def migrate(
       kvmctl migrate --history
     """
     if history:
-        if check or any(wishes.values()):
-            raise UsageError("--history only shows moves of before", "leave the other options out")
-        show_history(app, (*names, host) if host else names)
+        _show_history(app, (*names, host) if host else names, check or any(wishes.values()))
         return
     host = _target(host, names, labels)
     from kvmctl.control import migrate as control
@@ -154,6 +152,12 @@ def migrate(
         if any(isinstance(one, Moved) for one in moved):
             control.renew_weights(source, target, warn)
         _show(app, candidates, moved, mover)
+
+
+def _show_history(app: App, names: Sequence[str], others: bool) -> None:
+    if others:
+        raise UsageError("--history only shows moves of before", "leave the other options out")
+    show_history(app, names)
 
 
 def _target(host: str | None, names: Sequence[str], labels: Sequence[str]) -> str:

@@ -190,11 +190,11 @@ def bind(app: App, addresses: tuple[str, ...], dry_run: bool) -> int:
         plan = control.plan_bind(wanted, _machine(hypervisor, probe=True))
         _show_others(app, plan)
         if dry_run:
-            return _report(app, control.pending(plan, VFIO, journal), journal.notes)
+            return _report(app, control.pending(plan, VFIO, journal))
         if plan.others:
             confirm(app, "Take them from the host as well?", f"binding takes {_names(plan)} as well, and needs a yes")
         done = control.bind(plan, journal, kernel)
-    return _report(app, done, journal.notes)
+    return _report(app, done)
 
 
 def _recover(journal: Journal, kernel: Kernel, dry_run: bool) -> None:
@@ -241,14 +241,12 @@ def release(app: App, addresses: tuple[str, ...], dry_run: bool) -> int:
         plan = control.plan_release(wanted, _machine(hypervisor), journal)
         _show_others(app, plan)
         done = control.pending(plan, None, journal) if dry_run else control.release(plan, journal, kernel, hypervisor)
-    return _report(app, done, journal.notes)
+    return _report(app, done)
 
 
-def _report(app: App, done: Sequence[Done], notes: Sequence[str]) -> int:
+def _report(app: App, done: Sequence[Done]) -> int:
     rows = [{"name": one.address} | {k: v for k, v in asdict(one).items() if k != "address"} for one in done]
     emit(app, rows, _DONE)
-    for text in notes:
-        warn(text)
     failed = [one for one in done if one.result == "not applied"]
     if failed and len(failed) == len(done) == 1:
         raise KvmctlError(
@@ -287,10 +285,10 @@ def vfs(app: App, address: str, count: int, persist: bool, dry_run: bool) -> int
     with control.changing(hypervisor, dry_run):
         _recover(journal, kernel, dry_run)
         done = control.set_vfs(pf, count, persist, _machine(hypervisor), journal, kernel, dry_run)
-    return _report_vfs(app, done, journal.notes)
+    return _report_vfs(app, done)
 
 
-def _report_vfs(app: App, done: DoneVfs, notes: Sequence[str]) -> int:
+def _report_vfs(app: App, done: DoneVfs) -> int:
     if app.output == "name":
         emit_names(done.vfs)
     elif app.output == "table":
@@ -299,8 +297,6 @@ def _report_vfs(app: App, done: DoneVfs, notes: Sequence[str]) -> int:
             click.echo(f"  {function}")
     else:
         emit_document(app, {"name": done.address} | {k: v for k, v in asdict(done).items() if k != "address"})
-    for text in notes:
-        warn(text)
     if done.persistent not in (None, done.wanted) and done.result != "pending":
         warn(f"after a reboot it has {done.persistent} again; --persist changes that")
     return EXIT_PENDING if done.result == "pending" else 0

@@ -106,7 +106,7 @@ class Bench:
             # Each goes in both directions equally often.
             ends = (hosts.a, hosts.b)
             first, second = (self._virsh, self._kvmctl) if number % 2 else (self._kvmctl, self._virsh)
-            for move, here, there in ((first, *ends), (second, *reversed(ends))):
+            for move, (here, there) in ((first, ends), (second, ends[::-1])):
                 time.sleep(REST)
                 move(name, here, there)
             self._time(self.figures.check, ["migrate", name, hosts.b.tcp, "--check"])
