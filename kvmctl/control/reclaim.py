@@ -20,6 +20,7 @@ from kvmctl.model.sample import GuestSample
 from kvmctl.model.trend import TrendPoint
 from kvmctl.model.units import MIB
 from kvmctl.policy.ksm import PAGE, saved, scan_rate
+from kvmctl.policy.memory import due_size
 from kvmctl.policy.memory_tick import guest_changes, swap_change
 
 WATCH_SECONDS = 2
@@ -127,7 +128,7 @@ def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:
     if busy := moving.busy_with(domain):
         # libvirt would have us, and all other guests, wait for half a minute.
         return Outcome(replace(change, how="refused"), "not applied", busy, change.old)
-    whole = guest.memory_size is not None and change.new >= guest.memory_size
+    whole = change.new >= due_size(guest)
     try:
         live.set_balloon(domain, change.new)
         # Who has less than it is to have tells more often how it fares.

@@ -102,7 +102,7 @@ class Watch:
             host,
             busy=rates.busy if rates else None,
             stolen=rates.cpu.get("steal") if rates else None,
-            memory_state=self._state(now.memory_available, reserve_of(policy, total)),
+            memory_state=self._state(memory.left_for_guests(memory.read()), reserve_of(policy, total)),
             memory_total=total,
             memory_available=now.memory_available,
             memory_guests=reclaim.guests_memory(total, policy.reserve, policy.limit, memory.guests_limit()),

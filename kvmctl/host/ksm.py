@@ -285,7 +285,7 @@ def _check_unmerge(root: Path) -> None:
     """Raises RefusedError unless every merged page can have memory of its own."""
     found = sample(root)
     pages = 0 if found is None else found.pages_sharing + (found.ksm_zero_pages or 0)
-    needed, available = pages * PAGE_SIZE, memory.read().available
+    needed, available = pages * PAGE_SIZE, memory.left_for_guests(memory.read())
     if needed > available:
         raise RefusedError(
             f"unmerging needs {human_size(needed)} ({pages} pages of {PAGE_SIZE} bytes), "

@@ -157,7 +157,7 @@ def check_fits(chosen: Sequence[Area], root: Path = ROOT) -> None:
     """Raise RefusedError unless what is swapped to these areas fits in memory. What zram takes of it comes free as it
     is read back."""
     needed, freed = sum(area.used for area in chosen), sum(area.zram.used for area in chosen if area.zram)
-    available = memory.read(root).available
+    available = memory.left_for_guests(memory.read(root), root)
     if needed > available + freed:
         more = f", {human_size(freed)} that zram takes come free" if freed else ""
         raise RefusedError(

@@ -36,6 +36,10 @@ class ReclaimGuest:
     """Monotonic nanoseconds of when it was first seen."""
     scans: int = 0
     """The number of KSM's passes then."""
+    said: int | None = None
+    """When its balloon driver last reported, in seconds since the epoch."""
+    said_of: int | None = None
+    """Bytes that its balloon left it then, or the most since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class ReclaimMemory:
     """Bytes that KSM saved when it last had more to merge than before."""
     grown_scan: int = 0
     """The number of KSM's passes then: as long as each finds more, the next follows soon."""
+    hurried: bool = False
+    """Whether KSM was told to hurry."""
     guests: Mapping[str, ReclaimGuest] = field(default_factory=dict)
 
 

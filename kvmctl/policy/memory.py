@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from kvmctl.model.host_sample import ProcessSample
 from kvmctl.model.hostpolicy import MemoryPolicy
-from kvmctl.model.sample import BalloonSample
+from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import GIB, MIB
 
 RESERVE_STEPS = ((4 * GIB, 6), (8 * GIB, 4), (16 * GIB, 2))
@@ -32,6 +32,14 @@ def host_reserve(total: int) -> int:
 def reserve_of(policy: MemoryPolicy, total: int) -> int:
     """Bytes that a host of `total` bytes keeps for itself."""
     return host_reserve(total) if policy.reserve is None else policy.reserve
+
+
+def due_size(guest: GuestSample) -> int:
+    """Bytes that a running guest is to have: what its definition says, which may have been raised beyond what it was
+    started with, and no more than that."""
+    most = guest.balloon.maximum
+    size = guest.memory_size or most or guest.balloon.current or 0
+    return min(size, most) if most else size
 
 
 def is_fresh(balloon: BalloonSample, clock: float, period: int) -> bool:

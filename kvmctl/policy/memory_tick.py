@@ -9,11 +9,11 @@ from kvmctl.model.change import Change
 from kvmctl.model.host_sample import HostSample, Snapshot
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.reclaim import HASTE, SHORT, PageOut, ReclaimGuest, ReclaimMemory, ReclaimPlan
-from kvmctl.model.sample import GuestSample
+from kvmctl.model.sample import BalloonSample, GuestSample
 from kvmctl.model.units import human_size
 from kvmctl.policy import balloon, driver, reclaim, sharing, swapping
 from kvmctl.policy.balloon import BalloonClaim
-from kvmctl.policy.memory import REPORT_SECONDS, reserve_of
+from kvmctl.policy.memory import REPORT_SECONDS, due_size, reserve_of
 from kvmctl.policy.swapping import Candidate, Swapping
 
 MOST_DOUBLED = 2
@@ -143,14 +143,25 @@ def _look(guest: GuestSample, now: Snapshot, before: ReclaimMemory | None, secon
         return _Seen(guest, None, (), why, pressed=False, thrashes=thrashes, memory=memory)
     assert stats.current is not None
     assert stats.usable is not None
-    size = guest.memory_size or stats.maximum or stats.current
-    # What is usable was said of the balloon as it was then: while it is filled, that is more than it leaves now.
-    recent = not seconds or stats.last_update is None or stats.last_update > now.clock - seconds + 1
-    said_of = stats.current if recent or old is None else max(stats.current, old.actual or 0)
+    size = due_size(guest)
+    memory, said_of = _said(memory, old, stats, now.clock - seconds + 1 if seconds else None)
     claim = _claim(guest, size, said_of, keep_cache=True)
     lean = tuple(_claim(guest, size, said_of, keep_cache=False, lean=few) for few in (False, True))
     pressed = stats.current < size and balloon.is_pressed(size, stats.usable, rate)
     return _Seen(guest, claim, lean, "", pressed, thrashes, memory, driver.is_stuck(memory, now.taken))
+
+
+def _said(
+    memory: ReclaimGuest, old: ReclaimGuest | None, stats: BalloonSample, last: float | None
+) -> tuple[ReclaimGuest, int]:
+    """What is remembered with what its driver last said, and the balloon that was said of: while it is filled, that is
+    more than it leaves now. `last` is the time of the last look in seconds, None where there was none of late."""
+    assert stats.current is not None
+    said_of = stats.current
+    if old is not None and last is not None and stats.last_update is not None and stats.last_update <= last:
+        same = old.said == stats.last_update
+        said_of = max(said_of, old.actual or 0, (old.said_of or 0) if same else 0)
+    return replace(memory, said=stats.last_update, said_of=said_of), said_of
 
 
 def _scans(now: Snapshot) -> int:
@@ -175,32 +186,62 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     """The balloons to move; and how many bytes are still missing with all of them where they are to be."""
     claims = {one.guest.name: one.claim for one in seen if one.claim}
     pressed = [one.claim for one in seen if one.claim and one.pressed]
-    idle = [one for one in seen if one.claim and one.memory.calm_until <= taken and not one.pressed]
+    owed = {claim.name: claim for one in seen if (claim := _owed(one))}
+    idle = [
+        one
+        for one in seen
+        if one.claim and one.memory.calm_until <= taken and not one.pressed and one.guest.name not in owed
+    ]
     last = max(0, short.host.memory_available - reclaim.least_available(short.reserve))
-    wanted = sum(claim.size - claim.actual for claim in pressed)
-    targets = balloon.grown(pressed, min(wanted, last)) if pressed else {}
+    behind = [*pressed, *owed.values()]
+    wanted = sum(claim.size - claim.actual for claim in behind)
+    targets = balloon.grown(behind, min(wanted, last)) if behind else {}
     missing = max(0, wanted - last)
-    reasons = dict.fromkeys(targets, "it is short of memory, and gets all back")
-    if missing:
-        reasons = dict.fromkeys(targets, "it is short of memory, and gets what there is")
+    what = "gets what there is" if missing else "gets all back"
+    reasons = dict.fromkeys(targets, f"it is short of memory, and {what}")
+    reasons |= dict.fromkeys(owed, "so much is reserved for it")
+    given = set(targets)
     if short.state in SHORT or missing:
         smaller, needs, freed = _smaller([one for one in idle if not one.stuck], short, missing)
         missing = max(0, short.due + missing - freed)
         reasons |= {name: _why_smaller(claims[name], needs[name], short.why, idle) for name in smaller}
         targets |= smaller
     elif room := reclaim.surplus(short.free - min(wanted, last), short.reserve):
-        squeezed = [
-            one.claim for one in idle if one.claim and one.claim.actual < one.claim.size and one.guest.balloon_moved
-        ]
-        larger = balloon.grown(squeezed, room if short.state == "high" else room // 2)
+        squeezed = {claim.name: claim for one in seen if (claim := _squeezed(one)) and claim.name not in targets}
+        larger = balloon.grown(list(squeezed.values()), room if short.state == "high" else room // 2)
         reasons |= dict.fromkeys(larger, f"{short.why}, and it is to have more")
-        targets |= larger
+        claims, targets = claims | squeezed, targets | larger
+    told = {one.guest.name: one.memory.target for one in seen if one.guest.name in given}
     changes = tuple(
         Change(name, "memory.balloon", claims[name].actual, target, reason=reasons[name])
         for name, target in sorted(targets.items())
-        if _is_worth(claims[name], target)
+        if _is_worth(claims[name], target, told.get(name)) or name in owed
     )
     return changes, missing
+
+
+def _owed(one: _Seen) -> BalloonClaim | None:
+    """A claim to its reservation of a guest that has less, or was told to: it was raised meanwhile."""
+    if one.claim is None or one.pressed or one.guest.promise is None:
+        return None
+    reserved = min(one.guest.promise.memory_reservation, one.claim.size)
+    told = one.claim.actual if one.memory.target is None else min(one.claim.actual, one.memory.target)
+    if told >= reserved:
+        return None
+    return replace(one.claim, size=max(reserved, one.claim.actual))
+
+
+def _squeezed(one: _Seen) -> BalloonClaim | None:
+    """A claim to all that it is to have of a guest from which a tick, or its start, took some; also where nothing can
+    be told about it any more."""
+    guest, actual = one.guest, one.guest.balloon.current
+    if not guest.balloon_moved or one.pressed or actual is None or actual >= due_size(guest):
+        return None
+    if one.claim is not None or guest.promise is None:
+        return one.claim
+    return None if driver.impossible(guest.balloon) else BalloonClaim(
+        guest.name, guest.promise.memory_shares, actual, actual, due_size(guest), actual
+    )  # fmt: skip
 
 
 def _smaller(idle: Sequence[_Seen], short: _Short, others: int) -> tuple[dict[str, int], dict[str, int], int]:
@@ -220,8 +261,10 @@ def _smaller(idle: Sequence[_Seen], short: _Short, others: int) -> tuple[dict[st
     return targets, needs, freed
 
 
-def _is_worth(claim: BalloonClaim, target: int) -> bool:
-    return abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
+def _is_worth(claim: BalloonClaim, target: int, told: int | None) -> bool:
+    """Whether to tell the guest; where it is to have more, also if it was `told` to give more than it has by now."""
+    on_its_way = told is not None and target - told >= balloon.FINEST
+    return on_its_way or abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
 
 
 def _why_smaller(claim: BalloonClaim, need: int, why: str, idle: Sequence[_Seen]) -> str:

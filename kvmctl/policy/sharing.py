@@ -42,12 +42,14 @@ def decide(
         until = now.taken + round(REST * 1e9) if costs else memory.unprofitable_until
         return replace(memory, unprofitable_until=until), KsmAim(False, SLOW_SCAN, policy.ksm_cores, _COSTS)
     if state == "high" and not _overcommitted(now, host, policy):
-        return memory, None
+        # It was told to hurry, and nobody else would tell it that this is over.
+        over = KsmAim(True, SLOW_SCAN, policy.ksm_cores, "the host has memory to spare")
+        return memory, over if before and before.hurried and host.ksm.run == 1 else None
     why = f"the host is in the state {state}" if state != "high" else "guests may grow to more than there is"
     if settled:
         slow = SLOW_SCAN if state in ("high", "clear") else SHORT_SCAN
         return memory, KsmAim(True, slow, policy.ksm_cores, f"{why}, and what can be merged is merged")
-    return memory, KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why, hurry=True)
+    return replace(memory, hurried=True), KsmAim(True, SCAN_SECONDS[state], policy.ksm_cores, why, hurry=True)
 
 
 def _shares(now: Snapshot) -> bool:

@@ -113,3 +113,14 @@ def test_a_counter_of_passes_that_began_anew_is_no_settled_one() -> None:
     _memory, found = aim(ksm(100 * MIB, 1), guest("a"), before=settled(100 * MIB, 50, "a"))
     assert found is not None
     assert found.hurry
+
+
+def test_a_hurry_ends_with_the_need_for_it() -> None:
+    memory, found = aim(ksm(100 * MIB, 5), guest("a", size=8 * GIB), state="high")
+    assert found is not None
+    assert found.hurry
+    memory, found = aim(ksm(100 * MIB, 6), guest("a"), before=memory, state="high")
+    assert found is not None
+    assert (found.run, found.hurry, found.scan_seconds) == (True, False, sharing.SLOW_SCAN)
+    _memory, found = aim(ksm(100 * MIB, 7), guest("a"), before=memory, state="high")
+    assert found is None, "it was told once, and is its owner's then"
