@@ -142,7 +142,10 @@ def _room(
     if dry_run:
         return nullcontext()
     return room.made(
-        hypervisor, lambda policy: room.of_new(hypervisor, wanted.guests, policy), lambda text: note(app, text), check
+        hypervisor,
+        lambda policy: room.of_wanted(hypervisor, wanted.guests, policy),
+        lambda text: note(app, text),
+        check,
     )
 
 

@@ -23,6 +23,7 @@ from kvmctl.model.errors import RefusedError
 from kvmctl.model.hostpolicy import MemoryPolicy
 from kvmctl.model.promise import Promise
 from kvmctl.model.sample import ACTIVE
+from kvmctl.model.spec import GuestSpec
 from kvmctl.policy.admission import Verdict, admit_cpu, admit_memory, admit_overcommit, admit_state, admit_unshare
 from kvmctl.policy.diff import overlay
 from kvmctl.policy.ksm import saved
@@ -92,12 +93,17 @@ def admit_plans(hypervisor: Hypervisor, plans: Iterable[GuestPlan], force: bool,
     running guests are given more is not there."""
     due = [plan for plan in plans if plan.changes and (plan.brings_to or plan.live is not None)]
     wish = _Wish(
-        {plan.name: promise_of(overlay(plan.current, plan.desired) if plan.current else plan.desired) for plan in due},
+        {plan.name: promise_of(_becomes(plan)) for plan in due},
         frozenset(plan.name for plan in due if plan.brings_to),
-        first_bytes(hypervisor, (), [plan.desired for plan in due if plan.brings_to and plan.current is None]),
+        first_bytes(hypervisor, (), [_becomes(plan) for plan in due if plan.brings_to and plan.live is None]),
         sum(map(_growth, due)),
     )
     _admit(hypervisor, wish, force, warn)
+
+
+def _becomes(plan: GuestPlan) -> GuestSpec:
+    """The guest as it is once the plan has been applied."""
+    return overlay(plan.current, plan.desired) if plan.current else plan.desired
 
 
 def check_lasting(hypervisor: Hypervisor, promises: Mapping[str, Promise]) -> None:

@@ -15,9 +15,10 @@ from kvmctl.control.move_copy import Copier
 from kvmctl.control.move_record import MoveRecord
 from kvmctl.control.move_settle import Begun
 from kvmctl.control.wait import interrupted
+from kvmctl.control.weights import BALLOON, run_key
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
-from kvmctl.hypervisor import domains, moving
+from kvmctl.hypervisor import domains, live, moving
 from kvmctl.hypervisor.connection import Hypervisor, open_hypervisor
 from kvmctl.model.errors import ConflictError, KvmctlError, LockedError
 from kvmctl.model.migration import Forecast, JobSample, MigrationOptions, MovedDisk, MovedGuest
@@ -140,6 +141,7 @@ class Mover:
         run = _Run(Journal(), self._begun(guest, domain))
         off = guest.state not in ACTIVE
         before = None if off or self.options.max_downtime is None else moving.max_downtime(domain)
+        owed = run.journal.entries(BALLOON).get(run_key(self.source, guest.name, domain.ID()))
         started = time.monotonic()
         failure: KvmctlError | None = None
         try:
@@ -153,6 +155,10 @@ class Mover:
                 with suppress(KvmctlError):
                     moving.set_max_downtime(moving.find(self.source, guest.uuid), before)
             raise _failed(guest, failure, self._where(guest))
+        if owed is not None and isinstance(owed.old, int):
+            # The target does not know that this was taken from it here.
+            with suppress(KvmctlError):
+                live.set_balloon(moving.find(self.target, guest.uuid), owed.old)
         job = run.copied if off else self._job_of(guest, run.throttled)
         copied = self._copied(guest)
         self._record(guest, expected, job, seconds, move_facts.disk_bytes(copied))

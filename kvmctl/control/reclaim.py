@@ -125,8 +125,7 @@ def _report(domain: Any, change: Change, journal: Journal, key: str) -> Outcome:
 
 def _move(domain: Any, change: Change, guest: GuestSample) -> Outcome:
     assert isinstance(change.new, int)
-    if busy := moving.busy_with(domain):
-        # libvirt would have us, and all other guests, wait for half a minute.
+    if busy := moving.blocked_by(domain):
         return Outcome(replace(change, how="refused"), "not applied", busy, change.old)
     whole = change.new >= due_size(guest)
     try:

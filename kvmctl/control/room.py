@@ -7,7 +7,7 @@ who are at work, so it is made before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from kvmctl.host.journal import boot_id
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.hostpolicy import MemoryPolicy
+from kvmctl.model.sample import ACTIVE
 from kvmctl.model.spec import GuestSpec
 from kvmctl.model.units import MIB, human_size
 from kvmctl.policy.balloon import first_target
@@ -77,9 +78,16 @@ def of_spec(spec: GuestSpec, policy: MemoryPolicy) -> Beginning:
     return Beginning(size, first_target(size, spec.memory.reservation or 0) if told else None)
 
 
-def of_new(hypervisor: Hypervisor, specs: Iterable[GuestSpec], policy: MemoryPolicy) -> dict[str, Beginning]:
-    """Of those that are not defined yet and are going to run, by name. Raises KvmctlError."""
-    return {spec.name: of_spec(spec, policy) for spec in new(hypervisor, specs)}
+def of_wanted(hypervisor: Hypervisor, specs: Sequence[GuestSpec], policy: MemoryPolicy) -> dict[str, Beginning]:
+    """Of those that do not run yet and are going to, by name. Raises KvmctlError."""
+    starting = {spec.name for spec in specs if spec.state in ("running", "paused")}
+    off = (
+        (sample.name, domain)
+        for sample, domain in domains.samples_with_domains(hypervisor)
+        if sample.name in starting and sample.state not in ACTIVE
+    )
+    defined = {name: beginning(domain, policy) for name, domain in off}
+    return defined | {spec.name: of_spec(spec, policy) for spec in new(hypervisor, specs)}
 
 
 def new(hypervisor: Hypervisor, specs: Iterable[GuestSpec]) -> list[GuestSpec]:

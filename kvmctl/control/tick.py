@@ -13,7 +13,17 @@ from kvmctl.control import ground, history, reclaim, remember, trend
 from kvmctl.control.ground import GroundPlan
 from kvmctl.control.hostpolicy import host_policy
 from kvmctl.control.observe import Observed, Observer, again
-from kvmctl.control.weights import BALLOON, BETWEEN, KIND, REPORTS, compared, forget_ended, run_key, set_weight
+from kvmctl.control.weights import (
+    BALLOON,
+    BETWEEN,
+    KIND,
+    REPORTS,
+    compared,
+    follow_runs,
+    forget_ended,
+    run_key,
+    set_weight,
+)
 from kvmctl.host import cgroup
 from kvmctl.host.cold import Pager
 from kvmctl.host.counters import Place
@@ -130,6 +140,7 @@ class Controller:
 
     def _forget(self, observed: Observed) -> None:
         runs = {run_key(self.hypervisor, guest.name, guest.run) for guest in observed.snapshot.guests}
+        follow_runs(self.hypervisor, Journal(), observed.snapshot.guests)
         for kind in (BALLOON, REPORTS, reclaim.SCORE):
             forget_ended(self.hypervisor, Journal(), runs, kind)
 

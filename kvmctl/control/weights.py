@@ -15,6 +15,7 @@ from kvmctl.model.change import Change, Outcome
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
 from kvmctl.model.sample import ACTIVE, GuestSample
 from kvmctl.policy.cpu import CpuClaim, Entitlement, entitlements
+from kvmctl.policy.memory import due_size
 from kvmctl.xml import resources, tree
 from kvmctl.xml.metadata import promise_in
 
@@ -70,6 +71,18 @@ def forget_ended(hypervisor: Hypervisor, journal: Journal, runs: Set[str], kind:
         journal.forget(kind, *ended)
 
 
+def follow_runs(hypervisor: Hypervisor, journal: Journal, guests: Iterable[GuestSample]) -> None:
+    """Keep in the journal what was taken by balloon from guests that go on in another run, as one does that was saved
+    and resumed, with its balloon as it was: it is owed to them still."""
+    entries, of_this = journal.entries(BALLOON), f"{hypervisor.uri} "
+    former = {run[len(of_this) :].partition(" ")[2]: one for run, one in entries.items() if run.startswith(of_this)}
+    for guest in guests:
+        key = run_key(hypervisor, guest.name, guest.run)
+        actual = guest.balloon.current
+        if key not in entries and guest.name in former and actual is not None and actual < due_size(guest):
+            journal.record(BALLOON, key, former[guest.name].old, None)
+
+
 def claims(guests: Iterable[tuple[GuestSample, Any]]) -> list[tuple[CpuClaim, Any]]:
     """What the running ones of these guests were promised, each with its libvirt handle; not those gone meanwhile.
 
@@ -115,8 +128,7 @@ def _set(domain: Any, due: Outcome, known: Entry | None) -> Outcome:
 def set_weight(domain: Any, change: Change) -> Outcome:
     """Set the weight and read it back."""
     assert isinstance(change.new, int)
-    if busy := moving.busy_with(domain):
-        # libvirt would have us wait for half a minute, and then refuse.
+    if busy := moving.blocked_by(domain):
         return Outcome(change, "not applied", busy, change.old)
     try:
         scheduler.set_weight(domain, change.new)

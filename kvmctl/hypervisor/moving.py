@@ -139,6 +139,13 @@ def busy_with(domain: Any) -> str | None:
     return _OPERATIONS.get(stats.get("operation", 0), "a job")
 
 
+def blocked_by(domain: Any) -> str | None:
+    """What libvirt is doing with the guest that keeps it from being changed: it would have us wait for half a minute,
+    and then refuse. A backup, which may go on for an hour, does not."""
+    busy = busy_with(domain)
+    return None if busy == _OPERATIONS[libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP] else busy
+
+
 def max_downtime(domain: Any) -> float | None:
     """Seconds that the guest may stand at the switch-over; None where this driver does not tell."""
     try:

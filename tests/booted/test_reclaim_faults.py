@@ -137,6 +137,20 @@ def test_a_guest_that_has_not_begun_to_follow_its_balloon_is_told_to_stay(lab: L
     assert size_of(lab) == SIZE
 
 
+def test_a_squeezed_guest_that_was_saved_and_resumed_is_owed_as_much_still(lab: Lab) -> None:
+    lab.fresh()
+    lab.short()
+    assert lab.tick()["memory.balloon"]["new"] < SIZE
+    until(lambda: size_of(lab), lambda size: size < SIZE, 60, "what its balloon leaves it")
+    lab.guest.domain.managedSave(0)
+    lab.policy_is("sharing: leave, overcommit: 10000%, cover: 0%")
+    lab.run("start", "squeezed")
+    assert size_of(lab) < SIZE, "it went on as it was"
+    back = until(lab.tick, lambda done: "memory.balloon" in done, 60, "what the tick gives back")
+    assert back["memory.balloon"]["new"] == SIZE
+    until(lambda: size_of(lab), lambda size: size == SIZE, 60, "the balloon let go")
+
+
 def test_a_guest_that_dies_while_squeezed_begins_anew_with_all(lab: Lab, state: Path) -> None:
     lab.fresh()
     lab.short()

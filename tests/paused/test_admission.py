@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmctl.control.room import beginning
+from kvmctl.host import memory
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.hostpolicy import MemoryPolicy
@@ -71,6 +72,21 @@ def test_apply_does_not_let_it_go_on_either(run: Kvmctl, guest: Guest, policy: P
     policy.write_text(LOW)
     assert "available memory: " in run("set", guest.name, "state=running", code=5).err
     assert domains.state(guest.domain) == "paused"
+
+
+def test_apply_counts_what_a_guest_that_is_off_takes_as_start_does(
+    run: Kvmctl, make_name: Callable[..., str], policy: Path
+) -> None:
+    name = make_name("admit-off")
+    text = f"guests: [{{name: {name}, accelerator: tcg, rebalance: false, memory: {{size: 2GiB}}, state: %s}}]"
+    run("apply", "-f", "-", stdin=text % "stopped")
+    run("rebalance")
+    reserve = memory.read().available // MIB - 200
+    policy.write_text(f"memory: {{reserve: {reserve}MiB, overcommit: 10000%, cover: 0%}}\n")
+    refused = [run("start", name, code=5), run("apply", "-f", "-", stdin=text % "paused", code=5)]
+    assert all("to begin with" in one.err for one in refused)
+    policy.write_text(PLENTY)
+    run("apply", "-f", "-", stdin=text % "paused")
 
 
 def test_a_reservation_that_no_longer_fits_keeps_a_paused_guest_where_it_is(

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kvmctl.hypervisor import backups
+from kvmctl.control import weights
+from kvmctl.hypervisor import backups, live, moving
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.change import Change
+from kvmctl.model.units import MIB
 from tests import disks
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, until
@@ -220,3 +223,20 @@ def test_a_run_that_is_killed_leaves_no_backup_and_no_checkpoint(
     assert sorted(path.name for path in home.iterdir()) == sorted([*names, id_])
     assert backups.checkpoints(one.domain) == [f"kvmctl-{id_}"]
     assert not backups.runs(one.domain)
+
+
+def test_a_guest_that_is_backed_up_can_be_given_memory_and_weight(guest: Callable[..., Guest]) -> None:
+    """One that is squeezed has to have its memory back when it needs it, however long its backup takes."""
+    one = guest()
+    socket = f"/var/lib/libvirt/qemu/{one.name}.sock"
+    server = f"<server transport='unix' socket='{socket}'/>"
+    one.domain.backupBegin(f"<domainbackup mode='pull'>{server}</domainbackup>", None, 0)
+    try:
+        assert moving.busy_with(one.domain) == "a backup is being made"
+        assert moving.blocked_by(one.domain) is None
+        live.set_balloon(one.domain, live.balloon(one.domain) - MIB)
+        done = weights.set_weight(one.domain, Change(one.name, "cpu.weight", None, 777))
+        assert (done.result, done.found) == ("changed", 777)
+    finally:
+        one.domain.abortJob()
+    until(lambda: moving.busy_with(one.domain), lambda job: job is None, 30, "the job")

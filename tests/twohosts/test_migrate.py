@@ -7,7 +7,12 @@ import json
 import libvirt
 import pytest
 
+from kvmctl.control.weights import BALLOON, run_key_of
+from kvmctl.host.journal import Journal
+from kvmctl.hypervisor import live
+from kvmctl.model.units import MIB
 from tests.pair import Pair
+from tests.support import until
 from tests.twohosts.conftest import Make, Traveller, promised, set_weight, weight
 
 pytestmark = pytest.mark.twohosts
@@ -167,6 +172,21 @@ def test_a_cpu_for_both(hosts: Pair, make_traveller: Make) -> None:
     assert f">{found['model']}</model>" in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     hosts.a.kvmctl("host", "baseline", *both, "--guest", traveller.name, "--dry-run")
     hosts.a.kvmctl("doctor", traveller.name, "--on", hosts.b.tcp)
+
+
+def test_what_was_taken_from_a_guest_here_it_has_there(hosts: Pair, make_traveller: Make) -> None:
+    traveller = make_traveller()
+    domain = traveller.at(hosts.a)
+    assert domain is not None
+    key = run_key_of("qemu:///system", traveller.name, domain.ID())
+    assert live.balloon(domain) == 128 * MIB
+    Journal(hosts.a.folder / "state/journal.json").record(BALLOON, key, 128 * MIB, None)
+    live.set_balloon(domain, 100 * MIB)
+    until(lambda: live.balloon(domain), lambda size: size == 100 * MIB, 60, "what its balloon leaves it")
+    hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp)
+    there = traveller.at(hosts.b)
+    assert there is not None
+    until(lambda: live.balloon(there), lambda size: size == 128 * MIB, 60, "what it has there")
 
 
 def test_a_guest_that_arrived_paused(hosts: Pair, make_traveller: Make) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmctl.host import ksm
+from kvmctl.host import ksm, memory
 from kvmctl.host.journal import Journal
 from kvmctl.host.ksm import KsmSettings, Setting
 from kvmctl.model.errors import RefusedError
@@ -201,6 +201,16 @@ def test_each_file_is_put_back_on_its_own_and_run_first(new: Host) -> None:
         assert ksm.put_back(name, entry, new.journal, force=True, root=new.root).result != "not applied"
     assert new.now()["run"] == "0"
     assert ksm.changed(new.journal) == {}
+
+
+def test_unmerging_has_to_fit_into_what_the_guests_group_may_have(new: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    new.enable()
+    new.write(pages_sharing="256")
+    monkeypatch.setattr(memory, "guests_available", lambda _root: 1 << 19)
+    with pytest.raises(RefusedError, match="512KiB are available"):
+        new.disable(unmerge=True)
+    monkeypatch.setattr(memory, "guests_available", lambda _root: 1 << 20)
+    new.disable(unmerge=True)
 
 
 def test_unmerging_that_does_not_fit_is_refused_with_the_sum(new: Host) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmctl.host import swap, swap_change, swap_file, swap_unit, swap_zram
+from kvmctl.host import memory, swap, swap_change, swap_file, swap_unit, swap_zram
 from kvmctl.host.files import PAGE_SIZE
 from kvmctl.host.journal import Journal
 from kvmctl.host.schedule import Job
@@ -281,6 +281,13 @@ def test_what_does_not_fit_in_memory_is_refused_with_the_sum(host: Host) -> None
     host.available(512 * MIB)
     swap_change.check_fits(chosen[1:], host.root)
     with pytest.raises(RefusedError, match=r"516MiB are swapped to /dev/zram0, /dev/sda2, 512MiB .* 2.7MiB too little"):
+        swap_change.check_fits(chosen, host.root)
+
+
+def test_it_has_to_fit_into_what_the_guests_group_may_have(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = swap_change.choose(["sda2"], host.journal, host.root)
+    monkeypatch.setattr(memory, "guests_available", lambda _root: 8 * MIB)
+    with pytest.raises(RefusedError, match="8MiB of memory are available"):
         swap_change.check_fits(chosen, host.root)
 
 
