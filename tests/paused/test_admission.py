@@ -77,12 +77,13 @@ def test_apply_does_not_let_it_go_on_either(run: Kvmctl, guest: Guest, policy: P
 def test_apply_counts_what_a_guest_that_is_off_takes_as_start_does(
     run: Kvmctl, make_name: Callable[..., str], policy: Path
 ) -> None:
-    name = make_name("admit-off")
-    text = f"guests: [{{name: {name}, accelerator: tcg, rebalance: false, memory: {{size: 2GiB}}, state: %s}}]"
+    name, available = make_name("admit-off"), memory.read().available // MIB
+    # It touches next to nothing, as it is paused.
+    size = f"rebalance: false, memory: {{size: {available * 3 // 4}MiB}}"
+    text = f"guests: [{{name: {name}, accelerator: tcg, {size}, state: %s}}]"
     run("apply", "-f", "-", stdin=text % "stopped")
     run("rebalance")
-    reserve = memory.read().available // MIB - 200
-    policy.write_text(f"memory: {{reserve: {reserve}MiB, overcommit: 10000%, cover: 0%}}\n")
+    policy.write_text(f"memory: {{reserve: {available - 200}MiB, overcommit: 10000%, cover: 0%}}\n")
     refused = [run("start", name, code=5), run("apply", "-f", "-", stdin=text % "paused", code=5)]
     assert all("to begin with" in one.err for one in refused)
     policy.write_text(PLENTY)

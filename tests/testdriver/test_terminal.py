@@ -335,7 +335,7 @@ def test_progress_stays_on_one_line_and_off_a_typewriter(screen: Screen, tmp_pat
     file.write_text("guests: [{name: a}, {name: b}]")
     for env, shown in (({"COLUMNS": "30"}, True), ({"TERM": "dumb"}, False)):
         screen.start(*TEST, "apply", "-f", str(file), env=env)
-        assert screen.wait() == 0
+        assert screen.wait() == 0, screen.text
         bars = [bar for bar in screen.text.splitlines() if "%" in bar]
         assert bool(bars) == shown
         assert all(len(part.replace("\x1b[?25l", "").replace("\x1b[?25h", "")) <= 30 for part in bars)
