@@ -216,6 +216,7 @@ def _frozen(
     domain = guest[1]
     if snapshot is not None:
         found = policy.find(snapshot, facts.name, snapshots.existing(domain))
+        snapshot_images.refuse_half_merged(found, facts.name)
         return None, _below(facts, dict(found.overlays), found.name), f"snapshot {snapshot}"
     untouched = _untouched(domain, facts)
     if untouched:

@@ -236,6 +236,17 @@ def forget_checkpoints(hypervisor: Hypervisor, domain: Any, facts: GuestFacts, o
     return names
 
 
+def refuse_half_merged(snapshot: Snapshot, guest: str) -> None:
+    """Raise RefusedError where a merge of an overlay of the snapshot was cut off: what it overlays is then of two
+    moments, and reads as one of them only with the overlay as it is."""
+    begun = {intent.key for intent in Journal().unfinished(MERGE)}
+    if half := [path for _target, path in snapshot.overlays if path in begun]:
+        raise RefusedError(
+            f"a run that merged {', '.join(half)} was cut off, so what snapshot {snapshot.name} kept is there no more",
+            f"kvmctl snapshot delete {argument(guest)} {snapshot.name} goes on with it; nothing of the guest is lost",
+        )
+
+
 def merging(guest: str, uri: str) -> list[str]:
     """The overlays of a guest whose merge was begun and not finished."""
     mine = {"guest": guest, "uri": uri}

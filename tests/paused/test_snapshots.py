@@ -156,6 +156,37 @@ def test_a_revert_that_was_cut_off_between_two_disks_is_finished(
     assert "no run was interrupted" in kvmctl("host", "doctor", code=None).out
 
 
+def test_nothing_is_begun_over_what_a_merge_has_half_written(
+    kvmctl: Kvmctl, guest: Callable[..., Guest], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The overlay masks what the merge wrote below it: it is the only place where the guest's state now is whole."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    one = guest("paused", formats=("qcow2",))
+    base = disks.disk(one)
+    kvmctl("snapshot", "create", one.name, "a", "--disk-only")
+    kvmctl("stop", one.name, "--force", "--timeout", "0")
+    overlay = disks.disk(one)
+    for at in (0, 1):
+        disks.write(overlay, 5, at)
+    Journal().begin(snapshot_images.MERGE, str(overlay), {"guest": one.name, "uri": "qemu:///system"})
+    disks.write(base, 5)  # what a merge that was cut off has come to
+    before = overlay.stat().st_ino
+    copy = f"{one.name}-2"
+    for words in (
+        ("snapshot", "revert", one.name, "a", "--yes"),
+        ("clone", one.name, copy, "--linked", "--snapshot", "a"),
+    ):
+        said = kvmctl(*words, code=5).err
+        assert "cut off" in said
+        assert f"snapshot delete {one.name} a" in said
+    assert overlay.stat().st_ino == before
+    assert [path.name for path in overlay.parent.iterdir() if path.name.startswith(copy)] == []
+    assert all(disks.holds(overlay, 5, at) for at in (0, 1))
+    kvmctl("snapshot", "delete", one.name, "a", "--yes")
+    assert disks.disk(one) == base
+    assert all(disks.holds(base, 5, at) for at in (0, 1))
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_merges_that_are_killed_lose_nothing_and_go_on(
     kvmctl: Kvmctl, guest: Callable[..., Guest], pool: Pool, state: Path, tmp_path: Path, running: bool
