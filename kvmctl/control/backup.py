@@ -15,7 +15,16 @@ from typing import Any
 
 from kvmctl import __version__
 from kvmctl.control import snapshot_images, tpm
-from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, end, nvram_of
+from kvmctl.control.disk_copy import (
+    Progress,
+    check_images,
+    check_room,
+    copy_live,
+    copy_off,
+    end,
+    make_private,
+    nvram_of,
+)
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.select import Guest
 from kvmctl.control.snapshots import Warn, facts_of, lock_of
@@ -218,6 +227,8 @@ def _make(hypervisor: Hypervisor, domain: Any, job: _Job, warn: Warn, progress: 
         except KvmctlError as error:
             raise _explained(error, job) from error
     else:
+        for path in files.values():
+            make_private(path)
         consistency = copy_off(domain, facts, {key: (path, "qcow2") for key, path in files.items()}, progress)
     if since:
         for target, path in files.items():

@@ -13,6 +13,7 @@ from kvmctl.hypervisor import domains, storage
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import KvmctlError, RefusedError
 from kvmctl.model.spec import DiskSpec, GuestSpec
+from kvmctl.xml import identity
 from kvmctl.xml.images import images
 from kvmctl.xml.snapshot import facts
 
@@ -54,6 +55,26 @@ def read(hypervisor: Hypervisor) -> Chains:
                 for upper, lower in pairwise(found):
                     over.setdefault(lower.path, set()).add(upper.path)
     return Chains(over, users)
+
+
+def users(hypervisor: Hypervisor) -> dict[str, dict[str, str]]:
+    """Who uses which file, whether it runs with it or is defined with it: by path the guests' names, by UUID."""
+    found: dict[str, dict[str, str]] = {}
+    handles = domains.domains(hypervisor)
+    for domain, text in (*domains.definitions(handles), *domains.live_definitions(handles)):
+        for name in {*images(text), identity.read(text).nvram}:
+            if name and (path := name if name.startswith("/") else _volume(hypervisor, name)):
+                found.setdefault(path, {})[domain.UUIDString()] = domain.name()
+    return found
+
+
+def _volume(hypervisor: Hypervisor, name: str) -> str | None:
+    """The path of `POOL/VOLUME`, as far as it can be told."""
+    pool, _slash, volume = name.partition("/")
+    with suppress(KvmctlError):
+        found = storage.lookup(storage.pool(hypervisor, pool), volume)
+        return found.path if found else None
+    return None
 
 
 def follow_snapshots(hypervisor: Hypervisor, wanted: GuestSpec, current: GuestSpec) -> GuestSpec:

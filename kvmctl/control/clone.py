@@ -11,14 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kvmctl.control import identity, seed, snapshot_images, snapshots
-from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, nvram_of
+from kvmctl.control import chains, identity, seed, snapshot_images, snapshots
+from kvmctl.control.disk_copy import Progress, check_images, check_room, copy_live, copy_off, make_private, nvram_of
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.resolve import DEFAULT_POOL
 from kvmctl.control.select import Guest
 from kvmctl.control.snapshots import OFF, Warn, facts_of, lock_of
 from kvmctl.host import qemu_img
-from kvmctl.host.files import write_atomic
+from kvmctl.host.files import birth
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.hypervisor import domains, storage
@@ -83,14 +83,14 @@ def clone(
             disk.target: _image(disk.path or "", disk.format, disk.target, own, hypervisor, facts)
             for disk in facts.disks
         }
-        with _begun(hypervisor, domain, own, definition, images) as seeded:
+        with _begun(hypervisor, domain, own, definition, images, facts.active) as begun:
             check_room(facts, Path(next(iter(images.values()))[0]).parent)
             if facts.active:
                 paths = {target: path for target, (path, _form) in images.items()}
-                consistency = copy_live(hypervisor, domain, facts, paths, warn, progress)
+                consistency = copy_live(hypervisor, domain, facts, paths, warn, begun.noting(progress))
             else:
                 consistency = copy_off(domain, facts, images, progress)
-            notes = _define(hypervisor, definition, own, images, seeded)
+            notes = _define(hypervisor, definition, own, images, begun.seeded)
         return Cloned(name, own.uuid, images, (), consistency, tuple(notes))
 
 
@@ -117,12 +117,38 @@ def _image(
     return f"{folder}/{own.name}-{target}.{form}", form
 
 
+@dataclass
+class _Begun:
+    """A copy that is being made, as the journal has it: its files, each with its `birth` once it is there."""
+
+    name: str
+    data: dict[str, Any]
+    seeded: tuple[str, str] | None
+    """The seed's old path and its new one."""
+
+    def note(self) -> None:
+        """Take down which files are there by now: only those are ours."""
+        files = {path: birth(path) for path in self.data["files"]}
+        if files != self.data["files"]:
+            self.data = self.data | {"files": files}
+            Journal().begin(INTENT, self.name, self.data)
+
+    def noting(self, progress: Progress) -> Progress:
+        """As `progress`, for files that somebody else makes meanwhile."""
+
+        def show(what: str, done: float) -> None:
+            self.note()
+            progress(what, done)
+
+        return show
+
+
 @contextmanager
 def _begun(
-    hypervisor: Hypervisor, domain: Any, own: Identity, definition: str, images: Files
-) -> Iterator[tuple[str, str] | None]:
-    """Make NVRAM and seed of the copy for the block, beside the images that it makes itself; where it fails, all of
-    them are gone again. Gives the seed's (old path, new path)."""
+    hypervisor: Hypervisor, domain: Any, own: Identity, definition: str, images: Files, live: bool
+) -> Iterator[_Begun]:
+    """Make NVRAM and seed of the copy for the block, and the files of its images, empty: those of a guest that is
+    `live` are made by libvirt, which takes none that is there. Where the block fails, all of them are gone again."""
     journal, old = Journal(), identity_of(definition)
     seed_path, content = _seed(definition, old, own)
     new_seed = f"{Path(seed_path).parent}/{own.name}-seed-{sha256(content).hexdigest()[:12]}.iso" if seed_path else None
@@ -132,18 +158,27 @@ def _begun(
     paths = [*(path for path, _form in images.values()), *filter(None, (new_seed, nvram))]
     if taken := [path for path in paths if os.path.lexists(path)]:
         raise ConflictError(f"{', '.join(taken)} exists already", "choose another name, or move it away")
-    journal.begin(INTENT, own.name, {"uri": hypervisor.uri, "uuid": own.uuid, "paths": paths})
+    seeded = (seed_path, new_seed) if seed_path and new_seed else None
+    begun = _Begun(own.name, {"uri": hypervisor.uri, "uuid": own.uuid, "files": dict.fromkeys(paths)}, seeded)
+    journal.begin(INTENT, own.name, begun.data)
+    ours = [path for path, _form in images.values()] if live else []
     try:
+        for path in paths:
+            if path not in ours:
+                make_private(path)
+                ours.append(path)
+        begun.note()
         if nvram and variables:
             shutil.copyfile(variables, nvram)
             stat = variables.stat()
             os.chown(nvram, stat.st_uid, stat.st_gid)
             Path(nvram).chmod(stat.st_mode & 0o777)
         if new_seed:
-            write_atomic(Path(new_seed), content)
-        yield (seed_path, new_seed) if seed_path and new_seed else None
+            Path(new_seed).write_bytes(content)
+            qemu_img.sync(new_seed)
+        yield begun
     except BaseException as error:
-        _remove(paths)
+        _remove(ours)
         journal.done(INTENT, own.name)
         if isinstance(error, OSError):
             raise KvmctlError(f"cannot make the files of guest {own.name}: {error.strerror}", "df -h") from error
@@ -195,11 +230,10 @@ def _linked(
         target: (f"{base.rpartition('/')[0]}/{own.name}-{target}.qcow2", "qcow2") for target, (base, _) in bases.items()
     }
     try:
-        with _begun(hypervisor, guest[1], own, definition, images) as seeded:
+        with _begun(hypervisor, guest[1], own, definition, images, live=False) as begun:
             for target, (path, _form) in images.items():
-                qemu_img.create_overlay(path, *bases[target])
-                Path(path).chmod(0o600)
-            notes = _define(hypervisor, definition, own, images, seeded)
+                qemu_img.create_overlay(path, *bases[target], there=True)
+            notes = _define(hypervisor, definition, own, images, begun.seeded)
     except BaseException:
         if made:
             with suppress(KvmctlError):
@@ -216,6 +250,7 @@ def _frozen(
     domain = guest[1]
     if snapshot is not None:
         found = policy.find(snapshot, facts.name, snapshots.existing(domain))
+        snapshot_images.refuse_half_merged(found, facts.name)
         return None, _below(facts, dict(found.overlays), found.name), f"snapshot {snapshot}"
     untouched = _untouched(domain, facts)
     if untouched:
@@ -253,6 +288,14 @@ def _below(facts: GuestFacts, overlays: dict[str, str], snapshot: str) -> Files:
     return found
 
 
+def _left(hypervisor: Hypervisor, files: dict[str, str | None]) -> list[str]:
+    """What is still as a killed run has left it, and no guest's: since then, somebody may have made another file of
+    that name, or a guest of this one. One that was not taken down yet is ours where nothing is in it."""
+    used = chains.users(hypervisor)
+    found = [path for path in files if os.path.lexists(path) and not {path, os.path.realpath(path)} & used.keys()]
+    return [path for path in found if (birth(path) == files[path] if files[path] else os.lstat(path).st_size == 0)]
+
+
 def recover(hypervisor: Hypervisor, held: str) -> None:
     """Remove what killed runs have left of copies that were never defined; one that is being made is left alone.
 
@@ -266,7 +309,7 @@ def recover(hypervisor: Hypervisor, held: str) -> None:
             with nullcontext() if intent.key == held else lock(_lock_of(intent.key)):
                 uuids = {domain.UUIDString() for domain in domains.domains(hypervisor)}
                 if intent.data["uuid"] not in uuids:
-                    _remove(intent.data["paths"])
+                    _remove(_left(hypervisor, intent.data.get("files", {})))
                 journal.done(INTENT, intent.key)
         except LockedError:
             continue

@@ -64,10 +64,10 @@ def check_room(facts: GuestFacts, folder: Path) -> None:
 
 
 def copy_off(domain: Any, facts: GuestFacts, files: Mapping[str, tuple[str, str]], progress: Progress) -> str:
-    """Copy the disks of a guest that is off to (path, format) by target. Raises ConflictError where it is started."""
+    """Copy the disks of a guest that is off to (path, format) by target, which `make_private` has made. Raises
+    ConflictError where it is started."""
     for disk in facts.disks:
         path, form = files[disk.target]
-        _make_private(path)
         qemu_img.convert(disk.path or "", disk.format, path, form, partial(progress, disk.target))
         qemu_img.sync(path)
     if domains.state(domain) not in ("stopped", "crashed"):
@@ -75,7 +75,8 @@ def copy_off(domain: Any, facts: GuestFacts, files: Mapping[str, tuple[str, str]
     return OFF
 
 
-def _make_private(path: str) -> None:
+def make_private(path: str) -> None:
+    """Make an empty file that only its owner can read. Raises OSError, also where there is one of that name."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
 
 

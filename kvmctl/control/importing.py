@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from kvmctl.control import archive, from_backup, ova, place, room, seed, tpm
+from kvmctl.control import archive, chains, from_backup, ova, place, room, seed, tpm
 from kvmctl.control.admit import admit_definition, check_lasting
 from kvmctl.control.begin import begin
 from kvmctl.control.guarded import LOCK_WAIT, guarded
 from kvmctl.control.meter import Meter
 from kvmctl.control.place import Plan, Wishes
 from kvmctl.host import qcow2, qemu_img, tarstream
-from kvmctl.host.files import is_folder, write_atomic
+from kvmctl.host.files import is_folder, stamp, write_atomic
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.host.staging import check_room, staging
@@ -317,8 +317,8 @@ def _unlink(path: Path | str, inode: int) -> None:
 def _undoing(hypervisor: Hypervisor, plan: Plan, staged: _Staged) -> Iterator[ExitStack]:
     """What the block gives its stack is undone where it fails, by us or, if we are killed, by the next import."""
     journal = Journal()
-    inodes = {str(final): temporary.stat().st_ino for final, temporary in staged.files.items()}
-    data = {"uri": hypervisor.uri, "name": plan.own.name, "files": inodes, "tpm": staged.tpm is not None}
+    stamps = {str(final): stamp(temporary) for final, temporary in staged.files.items()}
+    data = {"uri": hypervisor.uri, "name": plan.own.name, "files": stamps, "tpm": staged.tpm is not None}
     journal.begin(INTENT, plan.own.uuid, data)
     try:
         with ExitStack() as stack:
@@ -345,8 +345,11 @@ def recover(hypervisor: Hypervisor) -> None:
             if intent.data.get("uri") != hypervisor.uri:
                 continue
             if not domains.has_uuid(hypervisor, intent.key):
-                for path, inode in intent.data.get("files", {}).items():
-                    _unlink(path, inode)
+                used = chains.users(hypervisor)
+                for path, noted in intent.data.get("files", {}).items():
+                    # Its inode alone would also be that of a file which was made once ours was deleted.
+                    if path not in used and (found := stamp(path)) and list(found) == noted:
+                        _unlink(path, found[0])
                 if intent.data.get("tpm"):
                     tpm.remove(intent.key)
             journal.done(INTENT, intent.key)

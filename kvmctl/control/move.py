@@ -183,7 +183,7 @@ class Mover:
         rest = [disk for disk in copied if disk not in ours]
         if ours:
             run.copied = self._copier.copy(ours, run.makes, lambda sample: self._progress(guest.name, sample))
-        run.asks(tuple(str(disk.path) for disk in rest if disk.exists is False))
+        run.asks(self._copier.making(rest, options.overwrite))
         if not options.offline:
             self._carry(domain, guest, rest, run)
             return

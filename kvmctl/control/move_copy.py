@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import PurePosixPath
 
+from kvmctl.control import chains
 from kvmctl.control.wait import interrupted
 from kvmctl.hypervisor import copying, sharing
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.hypervisor.copying import Piece
 from kvmctl.hypervisor.sharing import FolderPool
-from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError
+from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError
 from kvmctl.model.migration import JobSample, MovedDisk
 
 BLOCK = 65536
@@ -142,6 +143,7 @@ class Copier:
                 self._base(own, meter, noted)
                 continue
             if disk.exists:
+                self._refuse_used(own.path)
                 copying.delete(own.there, own.name)
             self._image(own, meter, noted)
         for one, was in zip(ends, before, strict=True):
@@ -150,6 +152,35 @@ class Copier:
             if (found.length, found.written) != (was.length, was.written):
                 raise ConflictError(f"{one.path} was written to meanwhile", "see who uses it, and try again")
         return meter.sample()
+
+    def making(self, disks: Sequence[MovedDisk], overwrite: bool) -> tuple[str, ...]:
+        """Which of these images libvirt will make at the target, asked anew: the target may have them since it was
+        looked at, and what it has is not ours to remove. Raises ConflictError where one may not be written over,
+        RefusedError where a guest there uses it."""
+        pools = sharing.folder_pools(self.target)
+        found: list[str] = []
+        for disk in disks:
+            path = PurePosixPath(str(disk.path))
+            pool = pools.get(str(path.parent))
+            if pool is None:
+                continue
+            if sharing.image_at(pool, path.name) is None:
+                found.append(str(path))
+            elif not overwrite:
+                raise ConflictError(
+                    f"the target has an image {path} by now", "remove it there, or write over it by --overwrite"
+                )
+            else:
+                self._refuse_used(str(path))
+        return tuple(found)
+
+    def _refuse_used(self, path: str) -> None:
+        """The guest that moves is not at the target yet, so that any that uses the image is another one."""
+        if users := chains.users(self.target).get(path):
+            raise RefusedError(
+                f"guest {', '.join(sorted(users.values()))} of the target uses {path}, which would be written over",
+                "give one of the two an image of another name",
+            )
 
     def _ends(self, disk: MovedDisk) -> _Ends:
         path = str(disk.path)

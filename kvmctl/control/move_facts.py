@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from kvmctl.control import chains
 from kvmctl.control.hosts import policy_of
 from kvmctl.control.select import Guest
 from kvmctl.control.weights import claims
@@ -42,6 +43,8 @@ class Facts:
         self._capabilities = {one.uri: capabilities.capabilities(one) for one in (source, target)}
         self._pools = (sharing.folder_pools(source), sharing.folder_pools(target))
         self._shared: dict[str, bool | None] = {}
+        self._users: dict[str, dict[str, str]] | None = None
+        self._over: dict[str, dict[str, list[str]]] = {}
         self._platforms: dict[tuple[str, str], Platform | None] = {}
         self.clock_ahead: float | None = None
         self._host = self._described()
@@ -160,6 +163,8 @@ class Facts:
         if disk.kind == "network" or not disk.path:
             return replace(disk, shared=True)
         found = self._image(disk, disk.path, sharing.block_sizes(domain, disk.target) if active else None)
+        if found.copied and not found.shared:
+            found = replace(found, needed_by=self._needed_by(found, domain.UUIDString()))
         return found if active or not found.held else replace(found, below=self._below(disk))
 
     def _image(self, disk: MovedDisk, path: str, sizes: tuple[int, int] | None) -> MovedDisk:
@@ -180,6 +185,19 @@ class Facts:
             held=here is not None,
             differs=bool(sizes and found and sizes[0] != found[0]),
         )
+
+    def _needed_by(self, disk: MovedDisk, uuid: str) -> tuple[str, ...]:
+        if self._users is None:
+            self._users = chains.users(self.target)
+        path = disk.path or ""
+        guests = [f"guest {name}" for own, name in sorted(self._users.get(path, {}).items()) if own != uuid]
+        pool = self._pools[1].get(str(PurePosixPath(path).parent)) if disk.exists else None
+        if pool is None:
+            return tuple(guests)
+        # libvirt tells of a guest that is off only what it uses itself.
+        if pool.path not in self._over:
+            self._over[pool.path] = sharing.overlays(pool)
+        return (*guests, *(f"image {name}" for name in sorted(self._over[pool.path].get(path, ()))))
 
     def _below(self, disk: MovedDisk) -> tuple[MovedDisk, ...]:
         """What the image overlays, as far as pools of the source know it."""

@@ -15,6 +15,7 @@ from kvmctl.control import chains
 from kvmctl.control.guarded import LOCK_WAIT
 from kvmctl.control.wait import until
 from kvmctl.host import qemu_img
+from kvmctl.host.files import stamp
 from kvmctl.host.journal import Journal
 from kvmctl.host.lock import lock
 from kvmctl.host.qemu_img import Image
@@ -23,6 +24,7 @@ from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import ConflictError, KvmctlError, RefusedError
 from kvmctl.model.guest_disk import GuestFacts, Snapshot
 from kvmctl.model.wording import argument
+from kvmctl.xml.images import images
 from kvmctl.xml.snapshot import with_sources
 
 MERGE = "merge"
@@ -134,14 +136,29 @@ def _commit_off(
     # Bitmaps of checkpoints do not go through a merge that QEMU's guest process does not make.
     forget_checkpoints(hypervisor, domain, facts)
     qemu_img.commit(overlay.path, overlay.format)
+    merged = stamp(overlay.path)
     qemu_img.sync(base.path)
     if index:
         qemu_img.rebase_unchecked(chain[index - 1].path, base.path, base.format)
         qemu_img.sync(chain[index - 1].path)
         return
     with lock(hypervisor.uri, LOCK_WAIT):
+        # Nothing kept it from being started since QEMU's tool has let go of the images.
+        if domains.state(domain) not in ("stopped", "crashed") or stamp(overlay.path) != merged:
+            raise _started(facts.name, overlay.path)
         definition = domains.definition(domain, secure=True)
         domains.define(hypervisor, domain.name(), with_sources(definition, {target: (base.path, base.format)}))
+        # Others do not take our lock: what is started from now on has the new definition, but one may be on already.
+        if overlay.path in images(domains.live_definition(domain)):
+            domains.define(hypervisor, domain.name(), definition)
+            raise _started(facts.name, overlay.path)
+
+
+def _started(guest: str, overlay: str) -> ConflictError:
+    return ConflictError(
+        f"guest {guest} was started while {overlay} was being merged, and writes to it: nothing was lost",
+        "delete the snapshot again: it is merged while the guest runs",
+    )
 
 
 def _unlink(hypervisor: Hypervisor, path: str) -> None:
@@ -234,6 +251,17 @@ def forget_checkpoints(hypervisor: Hypervisor, domain: Any, facts: GuestFacts, o
                 qemu_img.remove_bitmap(path, name)
         backups.forget_checkpoint(domain, name)
     return names
+
+
+def refuse_half_merged(snapshot: Snapshot, guest: str) -> None:
+    """Raise RefusedError where a merge of an overlay of the snapshot was cut off: what it overlays is then of two
+    moments, and reads as one of them only with the overlay as it is."""
+    begun = {intent.key for intent in Journal().unfinished(MERGE)}
+    if half := [path for _target, path in snapshot.overlays if path in begun]:
+        raise RefusedError(
+            f"a run that merged {', '.join(half)} was cut off, so what snapshot {snapshot.name} kept is there no more",
+            f"kvmctl snapshot delete {argument(guest)} {snapshot.name} goes on with it; nothing of the guest is lost",
+        )
 
 
 def merging(guest: str, uri: str) -> list[str]:

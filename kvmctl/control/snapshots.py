@@ -144,6 +144,7 @@ def plan_revert(guest: Guest, name: str, force: bool) -> Return:
     to = policy.find(name, sample.name, known)
     off = GuestFacts(facts.name, facts.uuid, "stopped", facts.disks)
     policy.check_revert(off if force else facts, to, known)
+    snapshot_images.refuse_half_merged(to, sample.name)
     if not facts.active and domains.has_saved_state(domain):
         raise ConflictError(
             f"guest {sample.name} was saved by libvirt with its memory, which would go on with other disks",

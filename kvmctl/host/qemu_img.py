@@ -101,9 +101,10 @@ def remove_bitmap(path: str, name: str) -> None:
     _run("bitmap", "-f", "qcow2", "--remove", path, name)
 
 
-def create_overlay(path: str, base: str, base_format: str, relative: bool = False) -> None:
-    """Make an empty qcow2 image over another; nothing is replaced. Raises ConflictError, KvmctlError."""
-    if os.path.lexists(path):
+def create_overlay(path: str, base: str, base_format: str, relative: bool = False, there: bool = False) -> None:
+    """Make an empty qcow2 image over another; nothing is replaced, but for a file that is `there` and holds nothing.
+    Raises ConflictError, KvmctlError."""
+    if os.path.lexists(path) and not (there and os.lstat(path).st_size == 0):
         raise ConflictError(f"{path} exists already", "move it away, or choose another name")
     named = os.path.relpath(base, Path(path).parent) if relative else base
     _run("create", "-q", "-f", "qcow2", "-b", named, "-F", base_format, path)

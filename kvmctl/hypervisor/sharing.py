@@ -114,6 +114,19 @@ def backing(pool: FolderPool, name: str) -> str | None:
     return ElementTree.fromstring(text).findtext("backingStore/path") or None  # noqa: S314 - libvirt wrote it
 
 
+def overlays(pool: FolderPool) -> dict[str, list[str]]:
+    """The images of the pool that overlay another, by the path of that; one that vanishes meanwhile is left out."""
+    found: dict[str, list[str]] = {}
+    with doing(f"list the images of pool {pool.name}"):
+        volumes = pool.handle.listAllVolumes()
+    for volume in volumes:
+        with suppress(libvirt.libvirtError):
+            root = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 - libvirt wrote it
+            if base := root.findtext("backingStore/path"):
+                found.setdefault(base, []).append(volume.name())
+    return found
+
+
 def _known(pool: FolderPool, name: str) -> tuple[int, int] | None:
     try:
         # The file behind a volume is looked at each time; one that is gone is an error.

@@ -68,6 +68,8 @@ class MovedDisk:
     shared: bool | None = None
     exists: bool | None = None
     """Whether the target has an image of that path."""
+    needed_by: tuple[str, ...] = ()
+    """What else at the target needs what has that path there, in words: other guests, images over it."""
     pool: str | None = None
     """The target's pool that holds the image's folder."""
     room: int | None = None

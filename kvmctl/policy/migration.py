@@ -268,7 +268,10 @@ def _copied(guest: MovedGuest, disk: MovedDisk, options: MigrationOptions) -> It
         yield from _readable(guest, what, disk)
         for base in disk.below:
             yield from _below(guest, what, base)
-    if disk.exists and disk.shared is None:
+    if disk.needed_by:
+        text = f"{disk.path} there is needed by {', '.join(disk.needed_by)}, and is not written over"
+        yield _obstacle(guest, what, "target", text, "give one of the two an image of another name")
+    elif disk.exists and disk.shared is None:
         text = f"it has {disk.path}, and whether that is the very image that the guest uses cannot be told"
         yield _obstacle(guest, what, "both", text, "define a pool of its folder on both hosts")
     elif disk.exists and not options.overwrite:

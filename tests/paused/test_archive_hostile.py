@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvmctl.control import nvram
+from kvmctl.host.files import stamp
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from tests.archives import UUID, Archive, Member, compress, definition, pack, qcow2
@@ -197,18 +198,35 @@ def test_a_promise_that_cannot_be_kept(
 
 
 def test_what_a_killed_import_left_goes_with_the_next(
-    kvmctl: Kvmctl, archive: Archive, place: Path, pool: Pool, state: Path
+    kvmctl: Kvmctl,
+    hypervisor: Hypervisor,
+    archive: Archive,
+    place: Path,
+    pool: Pool,
+    state: Path,
+    make_name: MakeName,
 ) -> None:
     """Its folder aside, and the files that it gave their names; a file of somebody else's that has one stays."""
     left, foreign = pool[1] / f"{archive.name}.qcow2", pool[1] / "foreign.qcow2"
     for path in (left, foreign):
         path.write_bytes(b"x")
     (pool[1] / ".kvmctl-import-aabbccddeeff").mkdir()
-    data = {"uri": URI, "name": "x", "files": {str(left): left.stat().st_ino, str(foreign): 1}}
+    later = pool[1] / "later.qcow2"
+    later.write_bytes(b"x")
+    own = pool[1] / "own.qcow2"
+    own.write_bytes(archive.disk)
+    name = make_name("own")
+    text = definition(name, str(uuid.uuid4())).replace("/elsewhere/a.qcow2", str(own))
+    domains.define(hypervisor, name, text)
+    files = {str(path): list(stamp(path) or ()) for path in (left, foreign, later, own)}
+    files[str(foreign)][0] += 1
+    files[str(later)][1] -= 1  # as of a file that had the same inode before
+    data = {"uri": URI, "name": "x", "files": files}
     intent = {"import": {str(uuid.uuid4()): {"data": data, "time": 1.0}}}
     state.mkdir(exist_ok=True)
     (state / "journal.json").write_text(json.dumps({"version": 1, "changes": {}, "intents": intent}))
     run(kvmctl, "import", archive.write(place / "a"))
     assert left.read_bytes() == archive.disk
-    assert foreign.read_bytes() == b"x"
+    assert [path.read_bytes() for path in (foreign, later)] == [b"x", b"x"]
+    assert own.read_bytes() == archive.disk, "a guest has it by now"
     assert json.loads((state / "journal.json").read_text())["intents"] == {}

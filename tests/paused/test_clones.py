@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvmctl.control import seed
+from kvmctl.control import clone, seed
 from kvmctl.host import qemu_img
+from kvmctl.host.files import birth
+from kvmctl.host.journal import Journal
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.xml import identity, metadata
@@ -196,6 +199,66 @@ def test_names_that_are_taken_and_names_that_are_none(
     # The snapshot that a linked copy began with is gone with it.
     assert kvmctl("snapshot", "list", one.name, "-o", "name").out == ""
     assert len(qemu_img.chain(str(disks.disk(one)), "qcow2")) == 1
+
+
+def test_what_a_killed_run_left_is_told_from_what_came_after_it(
+    kvmctl: Kvmctl,
+    guest: Callable[..., Guest],
+    make_name: Callable[..., str],
+    pool: Pool,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The owner has cleared up by hand, and made files of the same names, or guests of those that there were."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    one, others = guest(), guest()
+    used, later, left, half, unknown = (disks.disk(others), *(pool[1] / f"{n}.qcow2" for n in "abcd"))
+    for path in (later, left, unknown):
+        path.write_bytes(b"x")
+    half.touch()
+    files = {str(path): birth(path) for path in (used, later, left)} | {str(half): None, str(unknown): None}
+    later.unlink()
+    later.write_bytes(b"x")
+    data = {"uri": "qemu:///system", "uuid": str(uuid.uuid4()), "files": files}
+    Journal().begin(clone.INTENT, "kvmctl-test-gone", data)
+    new = make_name("copy")
+    kvmctl("clone", one.name, new)
+    assert [path.exists() for path in (used, later, unknown)] == [True, True, True]
+    assert [path.exists() for path in (left, half)] == [False, False]
+    assert not Journal().unfinished()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_that_is_killed_has_taken_down_what_it_makes(
+    kvmctl: Kvmctl,
+    guest: Callable[..., Guest],
+    make_name: Callable[..., str],
+    state: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hypervisor: Hypervisor,
+    live: bool,
+) -> None:
+    """It is killed as soon as all of it is copied."""
+    one = guest("paused" if live else "stopped", more=", boot: {firmware: uefi}, cloud-init: {user: ann}")
+    if live:
+        disks.write_live(one, 1)
+    new = make_name("copy")
+    program = (
+        "import os, signal, sys; from kvmctl.control import clone; from kvmctl.__main__ import main; "
+        "clone._define = lambda *_: os.kill(os.getpid(), signal.SIGKILL); main()"
+    )
+    words = [sys.executable, "-c", program, "clone", one.name, new]
+    done = subprocess.run(words, env=environment(state, tmp_path / "run"), capture_output=True, text=True, check=False)
+    kvmctl("delete", one.name, "--force", "--yes")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    (intent,) = Journal().unfinished()
+    assert len(intent.data["files"]) >= (3 if live else 2)
+    assert all(birth(path) == noted for path, noted in intent.data["files"].items())
+    assert None not in intent.data["files"].values()
+    clone.recover(hypervisor, new)
+    assert not [path for path in intent.data["files"] if Path(path).exists()]
 
 
 @pytest.mark.parametrize("linked", [[], ["--linked"]])

@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kvmctl.control import snapshot_images
+from kvmctl.control import snapshot_images, snapshots
 from kvmctl.control.snapshots import existing, facts_of
 from kvmctl.host import qemu_img
 from kvmctl.host.journal import Journal
+from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import ConflictError
 from tests import disks
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest
@@ -154,6 +157,91 @@ def test_a_revert_that_was_cut_off_between_two_disks_is_finished(
     assert [disks.holds(disks.disk(one, index), 0) for index in (0, 1)] == [True, True]
     assert not [new for new, _overlay in renames if Path(new).exists()]
     assert "no run was interrupted" in kvmctl("host", "doctor", code=None).out
+
+
+def test_nothing_is_begun_over_what_a_merge_has_half_written(
+    kvmctl: Kvmctl, guest: Callable[..., Guest], state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The overlay masks what the merge wrote below it: it is the only place where the guest's state now is whole."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    one = guest("paused", formats=("qcow2",))
+    base = disks.disk(one)
+    kvmctl("snapshot", "create", one.name, "a", "--disk-only")
+    kvmctl("stop", one.name, "--force", "--timeout", "0")
+    overlay = disks.disk(one)
+    for at in (0, 1):
+        disks.write(overlay, 5, at)
+    Journal().begin(snapshot_images.MERGE, str(overlay), {"guest": one.name, "uri": "qemu:///system"})
+    disks.write(base, 5)  # what a merge that was cut off has come to
+    before = overlay.stat().st_ino
+    copy = f"{one.name}-2"
+    for words in (
+        ("snapshot", "revert", one.name, "a", "--yes"),
+        ("clone", one.name, copy, "--linked", "--snapshot", "a"),
+    ):
+        said = kvmctl(*words, code=5).err
+        assert "cut off" in said
+        assert f"snapshot delete {one.name} a" in said
+    assert overlay.stat().st_ino == before
+    assert [path.name for path in overlay.parent.iterdir() if path.name.startswith(copy)] == []
+    assert all(disks.holds(overlay, 5, at) for at in (0, 1))
+    kvmctl("snapshot", "delete", one.name, "a", "--yes")
+    assert disks.disk(one) == base
+    assert all(disks.holds(base, 5, at) for at in (0, 1))
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "meanwhile"])
+def test_a_guest_that_is_started_right_after_its_merge_keeps_its_overlay(
+    kvmctl: Kvmctl,
+    guest: Callable[..., Guest],
+    state: Path,
+    tmp_path: Path,
+    hypervisor: Hypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """It is started before the guest is looked at, after that, or before and is off again, with something written."""
+    monkeypatch.setenv("KVMCTL_STATE_DIR", str(state))
+    monkeypatch.setenv("KVMCTL_RUN_DIR", str(tmp_path / "run"))
+    one = guest("paused")
+    base = disks.disk(one)
+    kvmctl("snapshot", "create", one.name, "a", "--disk-only")
+    kvmctl("stop", one.name, "--force", "--timeout", "0")
+    overlay = disks.disk(one)
+    disks.write(overlay, 5)
+    before = domains.definition(one.domain)
+
+    def start(*_: object) -> None:
+        if not one.domain.isActive():
+            domains.start(one.domain, paused=True)
+            disks.write_live(one, 6, 1)
+        if moment == "meanwhile":
+            domains.power_off(one.domain)
+
+    real = domains.define
+
+    def define(*words: Any) -> Any:
+        start()
+        return real(*words)
+
+    with monkeypatch.context() as patched:
+        if moment == "after":
+            patched.setattr(domains, "define", define)
+        else:
+            patched.setattr(qemu_img, "sync", start)
+        with pytest.raises(ConflictError, match="was started"):
+            snapshots.delete(
+                hypervisor, (domains.sample_one(one.domain), one.domain), "a", print, lambda _what, _done: None
+            )
+    assert one.domain.isActive() == (moment != "meanwhile")
+    assert disks.disk(one) == overlay
+    assert disks.holds(overlay, 6, 1)
+    assert domains.definition(one.domain) == before
+    assert [intent.key for intent in Journal(state / "journal.json").unfinished()] == [str(overlay)]
+    kvmctl("snapshot", "delete", one.name, "a", "--yes")
+    assert disks.disk(one) == base
+    assert [disks.holds(base, 5), disks.holds(base, 6, 1)] == [True, True]
+    assert not overlay.exists()
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pair import Pair
+from tests import archives
+from tests.pair import Pair, make_image
 from tests.support import until
 from tests.twohosts.conftest import Make, Traveller, promised
 
@@ -86,6 +87,38 @@ def test_with_its_disks(hosts: Pair, make_traveller: Make) -> None:
     assert "another" in failed.stderr
     assert traveller.defined() == [hosts.a]
     assert [path.name for path in images.there()] == [images.names[0]], "what was there stays"
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["it", "an image over it"])
+def test_an_image_that_another_guest_needs_is_not_written_over(hosts: Pair, make_traveller: Make, over: bool) -> None:
+    traveller = make_traveller(boot=False, local=True)
+    images = Images(hosts, traveller)
+    path = f"/var/lib/libvirt/images/{images.names[1]}"
+    name, used = f"{traveller.name}-other", path.replace(".qcow2", "-over.qcow2") if over else path
+    theirs = hosts.b.images / images.names[1]
+    make_image(theirs, 1 << 20)
+    if over:
+        done = hosts.b.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", used])
+        assert done.returncode == 0, done.stderr
+    before = theirs.read_bytes()
+    with hosts.b.open() as hypervisor:
+        hypervisor.connection.storagePoolLookupByName("default").refresh(0)
+        other = hypervisor.connection.defineXML(archives.definition(name).replace("/elsewhere/a.qcow2", used))
+        try:
+            for more in ((), ("--check",)):
+                move = ("migrate", traveller.name, hosts.b.tcp, *OFF, "--overwrite", *more)
+                done = hosts.a.kvmctl(*move, code=5)
+                assert f"guest {name}" in done.stdout + done.stderr or over
+                assert f"{images.names[1]} there is needed by" in done.stdout + done.stderr
+        finally:
+            other.undefine()
+    assert theirs.read_bytes() == before
+    assert traveller.defined() == [hosts.a]
+    assert [one.name for one in images.there()] == [images.names[1]]
+    if over:
+        (hosts.b.images / used.rpartition("/")[2]).unlink()
+    hosts.a.kvmctl("migrate", traveller.name, hosts.b.tcp, *OFF, "--overwrite")
+    assert images.same()
 
 
 @pytest.fixture

@@ -89,3 +89,26 @@ def test_the_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("KVMCTL_RUN_DIR", str(tmp_path / "run"))
     assert files.state_directory() == tmp_path / "state"
     assert files.run_directory() == tmp_path / "run"
+
+
+def test_a_file_is_told_from_the_next_one_of_its_name_and_inode(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    before = files.birth(path)
+    if before is None:
+        pytest.skip("this file system keeps no time of birth")
+    path.write_bytes(b"more")
+    os.utime(path, (1, 1))
+    os.link(path, tmp_path / "other")
+    assert files.birth(path) == files.birth(tmp_path / "other") == before
+    seen = {before}
+    for _ in range(5):
+        for one in tmp_path.iterdir():
+            one.unlink()
+        path.touch()
+        seen.add(str(files.birth(path)))
+    assert len(seen) == 6
+    assert str(path.stat().st_ino) in str(files.birth(path))
+    assert files.birth(tmp_path / "none") is None
+    (tmp_path / "link").symlink_to(path)
+    assert files.birth(tmp_path / "link") != files.birth(path)

@@ -137,6 +137,12 @@ def test_guests_that_arrive_before_count() -> None:
         ({"shared": False, "exists": False}, {"copy_storage": True}, None),
         ({"shared": False, "exists": True}, {"copy_storage": True}, "already"),
         ({"shared": False, "exists": True}, {"copy_storage": True, "overwrite": True}, None),
+        (
+            {"shared": False, "exists": True, "needed_by": ("guest db",)},
+            {"copy_storage": True, "overwrite": True},
+            "guest db",
+        ),
+        ({"shared": False, "exists": False, "needed_by": ("guest db",)}, {"copy_storage": True}, "guest db"),
         ({"shared": None, "exists": None, "pool": None}, {"copy_storage": True}, "nowhere to copy"),
         ({"shared": False, "exists": False, "allocation": GIB, "room": MIB}, {"copy_storage": True}, "free"),
         ({"shared": True, "exists": True}, {"copy_storage": True}, None),
