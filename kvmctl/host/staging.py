@@ -17,6 +17,10 @@ PREFIX = ".kvmctl-"
 """What the names of such folders begin with."""
 KEPT_FREE = 64 << 20
 """Bytes that are left free on a file system, beside what is known to come."""
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems without hard links answer; vfat and exFAT say EPERM."""
+_NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
@@ -88,8 +92,7 @@ def name(temporary: Path, final: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.link(temporary, final)
-        temporary.unlink()
+        _move(temporary, final)
     except FileExistsError as error:
         raise ConflictError(f"{final} exists already", "give another name, or delete it yourself") from error
     except OSError as error:
@@ -97,3 +100,36 @@ def name(temporary: Path, final: Path) -> None:
             "make room: df -h" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"look at it: ls -ld {final.parent}"
         )
         raise KvmctlError(f"cannot write {final}: {error.strerror}", hint) from error
+
+
+def _move(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        temporary.unlink()
+        return
+    number = _rename_new(temporary, final)
+    if number in _NO_FLAG:
+        # Some FUSE file systems have neither. Whoever else wants the name by O_EXCL or a link is refused from here on.
+        os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        try:
+            temporary.rename(final)
+        except BaseException:
+            final.unlink(missing_ok=True)
+            raise
+    elif number:
+        raise OSError(number, os.strerror(number), str(final))
+
+
+def _rename_new(temporary: Path, final: Path) -> int:
+    """renameat2(2) that replaces nothing; its error number, 0 where it has done it."""
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return errno.ENOSYS
+    done = call(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(final), _RENAME_NOREPLACE)
+    return ctypes.get_errno() if done else 0

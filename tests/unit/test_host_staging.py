@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "none")
     with pytest.raises(ConflictError):
         staging.name(other, tmp_path / "link")
+
+
+@pytest.mark.parametrize("flag", [0, errno.EINVAL], ids=["renameat2", "plain rename"])
+def test_a_name_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int) -> None:
+    def link(*_paths: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    if flag:
+        monkeypatch.setattr(staging, "_rename_new", lambda *_paths: flag)
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    inode = one.stat().st_ino
+    staging.name(one, tmp_path / "final")
+    assert (tmp_path / "final").stat().st_ino == inode
+    assert not one.exists()
+    other.write_text("2")
+    with pytest.raises(ConflictError):
+        staging.name(other, tmp_path / "final")
+    assert (tmp_path / "final").read_text() == "1"
+    with pytest.raises(KvmctlError, match="No such file"):
+        staging.name(other, tmp_path / "none/final")
+    monkeypatch.setattr(Path, "rename", link)
+    with pytest.raises(KvmctlError, match="not permitted") if flag else nullcontext():
+        staging.name(other, tmp_path / "second")
+    assert (tmp_path / "second").exists() == (not flag)
+    assert other.exists() == bool(flag)
 
 
 def test_room(tmp_path: Path) -> None:
