@@ -7,13 +7,16 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from kvmctl.model.errors import NotFoundError, UsageError
 from kvmctl.model.spec import CloudInitSpec
 
 MAX_FILE = 1 << 20
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
+_HINT = "take that drive out of the guest first: a copy with the same seed would be the same instance to cloud-init"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,30 +96,55 @@ def renewed(content: bytes, old: str, new: str, instance: str) -> bytes:
     """A seed image like `content`, of guest `old`, for its copy `new`: cloud-init takes it for a new instance, whose
     ID begins with the new name and holds `instance`. The host name changes where it was the guest's name.
 
-    Raises UsageError where `content` is no seed image.
+    Raises UsageError where `content` is no seed image, or its meta-data cannot be read.
     """
     import yaml
 
     files = dict(read_image(content))
     try:
-        meta = yaml.safe_load(files.get("meta-data", b"")) or {}
-        user = yaml.safe_load(files.get("user-data", b""))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"the cloud-init seed of guest {old} holds no YAML: {error}", "make the copy without it"
-        ) from error
+        meta = _loaded(files.get("meta-data", b"")) or {}
+    except ValueError as error:
+        raise UsageError(f"the meta-data of the cloud-init seed of guest {old} is no YAML: {error}", _HINT) from error
     if not isinstance(meta, dict):
-        raise UsageError(
-            f"the meta-data of the cloud-init seed of guest {old} is no mapping", "make the copy without it"
-        )
+        raise UsageError(f"the meta-data of the cloud-init seed of guest {old} is no mapping", _HINT)
     meta["instance-id"] = f"{new}-{instance}"
     if meta.get("local-hostname", old) == old:
         meta["local-hostname"] = new
-    if isinstance(user, dict) and user.get("hostname") == old:
-        head = files["user-data"].split(b"\n", 1)[0] if files["user-data"].startswith(b"#") else b"#cloud-config"
-        files["user-data"] = head + b"\n" + yaml.safe_dump(user | {"hostname": new}, sort_keys=False).encode()
+    if "user-data" in files:
+        files["user-data"] = _renamed(files["user-data"], old, new)
     files["meta-data"] = yaml.safe_dump(meta, sort_keys=False).encode()
     return image(Seed(tuple(files.items()), ""))
+
+
+def _loaded(text: bytes) -> Any:
+    """What a YAML document says. Raises ValueError where it says nothing that can be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    # PyYAML stumbles over what it does not expect with whatever comes.
+    except (yaml.YAMLError, RecursionError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _renamed(data: bytes, old: str, new: str) -> bytes:
+    """user-data with the host name `new`, where it is a cloud-config that says `old`. Anything else is as good, such
+    as a script, and stays as it is: whoever wrote it knows the name that it gives."""
+    import yaml
+
+    head = list(takewhile(lambda line: line.startswith(b"#"), data.splitlines(keepends=True)))
+    body = data[sum(map(len, head)) :]
+    template = bool(head) and head[0].lower().startswith(b"## template:")
+    # What a template does can be said in comments, which would not come through.
+    if (template and b"{%" in body) or [line.rstrip() for line in head[template:][:1]] != [b"#cloud-config"]:
+        return data
+    try:
+        user = _loaded(body)
+        if not isinstance(user, dict) or user.get("hostname") != old:
+            return data
+        return b"".join(head) + yaml.safe_dump(user | {"hostname": new}, sort_keys=False).encode()
+    except (ValueError, RecursionError):
+        return data
 
 
 def read_image(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -136,6 +164,4 @@ def read_image(content: bytes) -> Iterator[tuple[str, bytes]]:
         iso.close()
     # pycdlib stumbles over what it does not expect with whatever comes.
     except (PyCdlibException, ValueError, LookupError, OSError, struct.error, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"the cloud-init seed is no image that can be read: {error}", "make the copy without it"
-        ) from error
+        raise UsageError(f"the cloud-init seed is no image that can be read: {error}", _HINT) from error

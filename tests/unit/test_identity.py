@@ -114,6 +114,50 @@ def test_a_host_name_of_its_own_stays() -> None:
     assert yaml.safe_load(after["user-data"])["hostname"] == "front"
 
 
+def renewed(user: bytes, meta: bytes = b"{instance-id: i, local-hostname: web1}") -> dict[str, bytes]:
+    content = seed.image(seed.Seed((("user-data", user), ("meta-data", meta)), ""))
+    return dict(seed.read_image(seed.renewed(content, "web1", "web2", "abc")))
+
+
+_ODD = {
+    "script": b"#!/bin/sh\necho: [hello\n",
+    "multipart": b"Content-Type: multipart/mixed; boundary=X\nMIME-Version: 1.0\n\n--X\nhostname: web1\n--X--\n",
+    "no date": b"#cloud-config\nhostname: web1\nx: 2020-13-45\n",
+    "deep": b"#cloud-config\nhostname: web1\nx: " + b"[" * 50000,
+    "no number": b"#cloud-config\nhostname: web1\nx: !!int ''\n",
+    "no text": b"#cloud-config\nhostname: web1\nx: \xff\n",
+    "template": b"## template: jinja\n#cloud-config\nhostname: web1\n#{% if a %}\nx: 1\n#{% endif %}\n",
+    "no cloud-config": b"hostname: web1\n",
+    "head": b"## template: jinja\n",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("user", _ODD.values(), ids=_ODD)
+def test_user_data_that_is_no_plain_cloud_config_stays(user: bytes) -> None:
+    after = renewed(user)
+    assert after["user-data"] == user
+    assert yaml.safe_load(after["meta-data"]) == {"instance-id": "web2-abc", "local-hostname": "web2"}
+
+
+def test_the_comments_that_user_data_begins_with_stay() -> None:
+    head = b"## template: jinja\n#cloud-config\n# ours\n"
+    assert renewed(head + b"hostname: web1\nx: '{{ a }}'\n")["user-data"] == head + b"hostname: web2\nx: '{{ a }}'\n"
+    assert renewed(b"#cloud-config\r\nhostname: web1\n")["user-data"] == b"#cloud-config\r\nhostname: web2\n"
+
+
+@pytest.mark.parametrize("meta", [b"x: 2020-13-45", b"[" * 50000, b"x: [", b"x: \xff", b"- a"])
+def test_meta_data_that_cannot_be_read_is_refused(meta: bytes) -> None:
+    with pytest.raises(UsageError, match="meta-data"):
+        renewed(b"#cloud-config\n{}\n", meta)
+
+
+@given(st.binary(max_size=64) | st.text(st.sampled_from("#cloud-nfig:{}[]!&*x \n'"), max_size=64).map(str.encode))
+def test_any_user_data_comes_through(user: bytes) -> None:
+    assert renewed(user)["user-data"] == user
+    assert renewed(b"#cloud-config\n" + user)["user-data"].startswith(b"#cloud-config\n")
+
+
 @given(st.binary(max_size=4096) | st.binary(max_size=64).map(lambda tail: made()[:40000] + tail))
 def test_what_is_no_seed_is_refused(content: bytes) -> None:
     with pytest.raises(UsageError):
