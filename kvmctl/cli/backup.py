@@ -65,7 +65,7 @@ def _show(app: App, guest: str, folder: Path, verify: bool) -> None:
 
     home = control.home_of(folder, guest)
     known, faults = control.manifests(home)
-    for fault in faults:
+    for fault in [] if verify else faults:
         warn(fault)
     if not known and not faults:
         raise NotFoundError(f"there is no backup of guest {guest} in {folder}", "kvmctl backup GUEST DIR makes one")
@@ -74,8 +74,17 @@ def _show(app: App, guest: str, folder: Path, verify: bool) -> None:
         with Gauge(app) as gauge:
             wrong = control.verify(home, known, gauge.show)
     _print(app, known, wrong)
-    if broken := [id_ for id_, what in wrong.items() if what]:
-        raise KvmctlError(f"{len(broken)} of {len(known)} backups are damaged", "take a full backup")
+    if verify:
+        _check_whole(known, faults, wrong)
+
+
+def _check_whole(known: dict[str, Manifest], faults: list[str], wrong: dict[str, list[str]]) -> None:
+    """Raise KvmctlError that names what cannot be restored: damaged, over one that is, or unreadable."""
+    lost = [one.id for one in known.values() if not _restorable(known, wrong, one)]
+    said = [f"{len(lost)} of {len(known)} backups cannot be restored: {', '.join(lost)}"] if lost else []
+    said += [f"{len(faults)} cannot be read: {'; '.join(faults)}"] if faults else []
+    if said:
+        raise KvmctlError("; ".join(said), "take a full backup")
 
 
 def _print(app: App, known: dict[str, Manifest], wrong: dict[str, list[str]]) -> None:

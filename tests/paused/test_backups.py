@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,26 @@ def test_damage_is_found_and_what_is_over_it_is_lost_too(
         first: (False, ["disks/vda.qcow2 is not what was written"]),
         second: (False, []),
     }
+    assert f"2 of 2 backups cannot be restored: {first}, {second}" in said.err
+
+
+def test_a_backup_that_is_not_there_or_cannot_be_read_is_found(
+    kvmctl: Kvmctl, guest: Callable[..., Guest], folder: Path
+) -> None:
+    one = guest()
+    first, second, third = (
+        kvmctl("backup", one.name, folder, *more, "-o", "name").out.strip() for more in ([], ["--incremental"], [])
+    )
+    kvmctl("backup", one.name, folder, "--verify")
+    shutil.rmtree(folder / one.name / first)
+    said = kvmctl("backup", one.name, folder, "--verify", "-o", "json", code=1)
+    assert f"1 of 2 backups cannot be restored: {second}\n" in said.err
+    kvmctl("backup", one.name, folder, "--list")
+    shutil.rmtree(folder / one.name / second)
+    kvmctl("backup", one.name, folder, "--verify")
+    (folder / one.name / third / "backup.json").write_text("{}")
+    said = kvmctl("backup", one.name, folder, "--verify", code=1)
+    assert f"1 cannot be read: {folder / one.name / third}" in said.err
 
 
 def test_what_cannot_be_incremental_is_refused(kvmctl: Kvmctl, guest: Callable[..., Guest], folder: Path) -> None:
