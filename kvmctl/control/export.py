@@ -89,9 +89,10 @@ def export(
             if form == "ova":
                 package = ova.package(hypervisor, name, now, place, meter)
                 return Exported(manifest, _write(package, place, target), now.pause, package.notes)
+            head = _head(manifest)
             if now.pause:
                 _give_weight(hypervisor)
-            size = _write(partial(_stream, manifest, contents, now.check, meter), place, target)
+            size = _write(partial(_stream, manifest, head, contents, now.check, meter), place, target)
     return Exported(manifest, size, now.pause, tuple(_missing(found, now)))
 
 
@@ -164,7 +165,9 @@ def _image(image: Image) -> _Content:
     drive = image.drive
     capacity = image.capacity if drive.kind == "disk" else None
     kind = "backing" if image.level else drive.kind
-    part = Part(kind, _size(image.path), drive.target, capacity, image.volume, image.pool, image.level)
+    # One that libvirt or the user called otherwise is called after the guest where it comes to.
+    volume = image.volume if image.volume and archive.is_volume(image.volume) else None
+    part = Part(kind, _size(image.path), drive.target, capacity, volume, image.pool, image.level)
     return _Content(part, image.path)
 
 
@@ -197,13 +200,25 @@ def _write(stream: Callable[[int], None], place: Path, target: Path | None) -> i
     return size
 
 
-def _stream(
-    manifest: Manifest, contents: Sequence[_Content], check: Callable[[], None], meter: Meter, sink: int
-) -> None:
+def _head(manifest: Manifest) -> bytes:
+    """The manifest as it is written. Raises RefusedError where no kvmctl would take it."""
     import json
 
-    meter.begin("write", manifest.size)
     head = (json.dumps(archive.document(manifest), indent=1) + "\n").encode()
+    try:
+        archive.parse(head)
+    except UsageError as error:
+        raise RefusedError(
+            f"guest {manifest.guest} cannot be imported from a file: {error.message}",
+            "kvmctl backup takes it; or change what is named here: virsh edit",
+        ) from error
+    return head
+
+
+def _stream(
+    manifest: Manifest, head: bytes, contents: Sequence[_Content], check: Callable[[], None], meter: Meter, sink: int
+) -> None:
+    meter.begin("write", manifest.size)
     with tarstream.compressing(sink) as stream:
         writer = tarstream.Writer(stream)
         writer.add(archive.MANIFEST, len(head), io.BytesIO(head))

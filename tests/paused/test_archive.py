@@ -15,9 +15,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmctl.control import nvram
+from kvmctl.control import export as exporting
+from kvmctl.control import moment, nvram
+from kvmctl.control.meter import Silent
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
+from kvmctl.model.errors import RefusedError
 from tests.archives import Archive
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, Screen, until
@@ -109,6 +112,32 @@ def test_a_guest_that_is_off_there_and_back(
     shown = kvmctl("--output", "json", "inspect", "--verify", place / "a").json()
     assert (shown["guest"], shown["verified"], shown["foreign"]) == (guest.name, True, [])
     assert guest.name in kvmctl("inspect", place / "a").out
+
+
+def test_a_disk_with_any_name_comes_back(
+    kvmctl: Kvmctl, hypervisor: Hypervisor, name: str, pool: Pool, place: Path
+) -> None:
+    image, before = disk(pool[1] / "a b (1).qcow2"), place / "before.qcow2"
+    run_image("convert", "-O", "qcow2", image, before)
+    guest = define(hypervisor, name, image)
+    hypervisor.connection.storagePoolLookupByName(pool[0]).refresh(0)
+    run(kvmctl, "export", name, "-o", place / "a")
+    shown = kvmctl("--output", "json", "inspect", "--verify", place / "a").json()
+    assert [part.get("volume") for part in shown["parts"] if part["kind"] == "disk"] == [None]
+    guest.remove()
+    assert run(kvmctl, "import", place / "a")["files"] == [str(pool[1] / f"{name}-vda.qcow2")]
+    same(pool[1] / f"{name}-vda.qcow2", before)
+
+
+def test_what_no_import_would_take_is_not_written(
+    hypervisor: Hypervisor, guest: Guest, place: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in environment(state, place.parent / "run").items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(moment, "OFF", "o" * 401)  # longer than a manifest's texts can be
+    with pytest.raises(RefusedError, match="consistency"):
+        exporting.export(hypervisor, guest.name, place / "a", False, Silent())
+    assert list(place.iterdir()) == []
 
 
 def test_a_sparse_disk_gives_a_small_file(
