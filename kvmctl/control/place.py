@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from kvmctl.model.archive import Manifest, Part
 from kvmctl.model.errors import ConflictError, KvmctlError, NotFoundError, RefusedError, UnreachableError, UsageError
 from kvmctl.model.names import check_name
 from kvmctl.xml import adopt as adopting
-from kvmctl.xml import identity, tree
+from kvmctl.xml import copied, identity, tree
 from kvmctl.xml.adopt import Adopted, Placed
 from kvmctl.xml.capabilities import loaders
 from kvmctl.xml.carried import carried
@@ -104,6 +104,9 @@ def plan(hypervisor: Hypervisor, manifest: Manifest, text: str, wishes: Wishes) 
     adopted = adopting.adopt(text, placed)
     check(hypervisor, own, adopted, places, wishes, variables)
     xml = identity.renew(adopted.xml, own)
+    if new:
+        # As a clone it is in no project, whose file would have it deleted, and two need not start with the host.
+        xml, manifest = copied.alone(xml, old.name, name), replace(manifest, autostart=False)
     notes = [*adopted.notes, *(f"left out: {what}" for what in adopted.foreign)]
     sealed = carried(adopted.xml).tpm if manifest.of("tpm") else None
     if sealed:

@@ -45,6 +45,14 @@ def copied(
     return dom.dump(root, text), list(_shared(root))
 
 
+def alone(definition: str, old: str, own: str) -> str:
+    """The definition of a guest that was `old` and is `own` now, with what kvmctl says of it as for a copy. Raises
+    UsageError where the text is no XML."""
+    root = dom.load(definition)
+    _put_metadata(root, old, own, None)
+    return dom.dump(root, definition)
+
+
 def _put_metadata(root: _Element, old: str, new: str, seed: tuple[str, str] | None) -> None:
     guest = root.find(metadata.PATH)
     if guest is None:

@@ -21,6 +21,7 @@ from kvmctl.control.meter import Silent
 from kvmctl.hypervisor import domains
 from kvmctl.hypervisor.connection import Hypervisor
 from kvmctl.model.errors import RefusedError
+from kvmctl.xml import metadata
 from tests.archives import Archive
 from tests.conftest import Kvmctl, environment
 from tests.support import Guest, Screen, until
@@ -258,6 +259,30 @@ def test_another_identity_is_another_guest(
     assert not own.exists()
     assert not variables.exists()
     assert run(kvmctl, "import", place / "a")["name"] == name
+
+
+@pytest.mark.parametrize("words", [["--name"], ["--new-identity", "--name"]], ids=" ".join)
+def test_another_guest_is_in_no_project_and_does_not_start_by_itself(
+    kvmctl: Kvmctl, hypervisor: Hypervisor, guest: Guest, make_name: MakeName, place: Path, words: list[str]
+) -> None:
+    said = "<kvmctl:guest xmlns:kvmctl='urn:kvmctl:guest:1' project='lab'>{}</kvmctl:guest>"
+    cloud = f"<kvmctl:cloud-init hostname='{guest.name}'/><kvmctl:label key='a'>b</kvmctl:label>"
+    text = domains.definition(guest.domain).replace("<memory ", f"<metadata>{said.format(cloud)}</metadata><memory ", 1)
+    domains.define(hypervisor, guest.name, text)
+    domains.set_autostart(guest.domain, True)
+    run(kvmctl, "export", guest.name, "-o", place / "a")
+    copy = make_name("copy")
+    run(kvmctl, "import", place / "a", *words, copy)
+    domain = Guest(hypervisor, copy).domain
+    found = metadata.read(domains.definition(domain))
+    assert (found.project, found.labels) == (None, (("a", "b"),))
+    assert found.cloud_init is not None
+    assert found.cloud_init.hostname == copy
+    assert not domains.autostart(domain)
+    guest.remove()
+    run(kvmctl, "import", place / "a")
+    assert metadata.read(domains.definition(guest.domain)).project == "lab"
+    assert domains.autostart(guest.domain)
 
 
 def test_through_a_pipe(kvmctl: Kvmctl, guest: Guest, make_name: MakeName, pool: Pool, tmp_path: Path) -> None:
