@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from kvmctl.control import archive, chains, from_backup, ova, place, room, seed, tpm
+from kvmctl.control import archive, chains, from_backup, import_ends, ova, place, room, seed, tpm
 from kvmctl.control.admit import admit_definition, check_lasting
 from kvmctl.control.begin import begin
 from kvmctl.control.guarded import LOCK_WAIT, guarded
+from kvmctl.control.import_ends import Undo
 from kvmctl.control.meter import Meter
 from kvmctl.control.place import Plan, Wishes
 from kvmctl.host import qcow2, qemu_img, tarstream
@@ -60,8 +61,7 @@ class Imported:
 @dataclass(frozen=True, slots=True)
 class _Staged:
     files: dict[Path, Path]
-    """Where each file is, by where it is to be."""
-    nvram: bytes | None
+    """Where each file is, by where it is to be; the variables of its firmware are one."""
     memory: Path | None
     memory_xml: str = ""
     tpm: bytes | None = None
@@ -88,7 +88,7 @@ def take_in(
     if at is not None and (path is None or not is_folder(path)):
         raise UsageError("--at chooses one of the backups in a folder", "leave it out, or name such a folder")
     if not wishes.dry_run:
-        recover(hypervisor)
+        recover(hypervisor, tell.warn)
     with ExitStack() as stack:
         plan, staged = _staged(hypervisor, path, at, wishes, meter, tell, stack)
         if wishes.dry_run:
@@ -119,15 +119,16 @@ def _staged(
             tell.warn(fault)
         plan = from_backup.planned(hypervisor, found, wishes)
         _foresee(hypervisor, plan, wishes, tell)
-        files = from_backup.read(found, plan, _Folders(stack).beside, meter)
+        folders = _Folders(stack)
+        files = from_backup.read(found, plan, folders.beside, meter)
         _renew_seeds(plan, files)
-        variables = from_backup.small(found, "nvram") if plan.nvram else None
-        return plan, _Staged(files, variables, None, tpm=from_backup.small(found, "tpm") if plan.tpm else None)
+        _put_variables(plan, from_backup.small(found, "nvram") if plan.nvram else None, folders, files)
+        return plan, _Staged(files, None, tpm=from_backup.small(found, "tpm") if plan.tpm else None)
     if path is not None and ova.is_ova(path):
         plan, files = stack.enter_context(
             ova.read(hypervisor, path, wishes, meter, tell.warn, lambda plan: _foresee(hypervisor, plan, wishes, tell))
         )
-        return plan, _Staged(files, None, None)
+        return plan, _Staged(files, None)
     reader, manifest = stack.enter_context(archive.opened(path))
     first = archive.small(reader, manifest.parts[0], meter)
     plan = place.plan(hypervisor, manifest, _text(first), wishes)
@@ -216,7 +217,14 @@ def _read(hypervisor: Hypervisor, reader: Reader, plan: Plan, folders: _Folders,
     archive.finish(reader)
     _renew_seeds(plan, files)
     text = _memory_definition(hypervisor, memory, plan) if memory else ""
-    return _Staged(files, variables if plan.nvram else None, memory, text, sealed if plan.tpm else None)
+    _put_variables(plan, variables, folders, files)
+    return _Staged(files, memory, text, sealed if plan.tpm else None)
+
+
+def _put_variables(plan: Plan, content: bytes | None, folders: _Folders, files: dict[Path, Path]) -> None:
+    if plan.nvram is not None and content is not None:
+        files[plan.nvram] = folders.beside(plan.nvram.parent) / "nvram"
+        write_atomic(files[plan.nvram], content)
 
 
 def _memory_file(folders: _Folders, part: Part) -> Path:
@@ -264,7 +272,7 @@ def _memory_definition(hypervisor: Hypervisor, memory: Path, plan: Plan) -> str:
 
 def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, warn: Callable[[str], None]) -> Imported:
     """Give everything its name, define the guest, and start it where that is wanted; or undo all of it."""
-    with guarded(hypervisor, warn), _undoing(hypervisor, plan, staged) as undo:
+    with guarded(hypervisor, warn), _undoing(hypervisor, plan, staged, wishes) as undo:
         place.check_still_free(hypervisor, plan)
         if staged.memory is not None or wishes.start:
             # Again, now that nobody else can start anything: reading may have taken long.
@@ -273,16 +281,13 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
         for final, temporary in staged.files.items():
             undo.callback(_unlink, final, temporary.stat().st_ino)
             give_name(temporary, final)
-        if staged.nvram is not None and plan.nvram is not None:
-            undo.callback(plan.nvram.unlink, missing_ok=True)
-            write_atomic(plan.nvram, staged.nvram)
         if staged.tpm is not None and plan.tpm is not None:
             tpm.check_free(plan.own.uuid)
             undo.callback(tpm.remove, plan.own.uuid)
             tpm.install(plan.own.uuid, plan.tpm, staged.tpm)
         for pool in plan.pools:
             storage.refresh_pool(pool)
-        undo.callback(_undefine, hypervisor, plan)
+        undo.callback(import_ends.undefine, hypervisor, plan.own, undo, warn)
         domain = domains.define(hypervisor, plan.own.name, plan.xml)
         if plan.manifest.autostart:
             domains.set_autostart(domain, True)
@@ -292,18 +297,9 @@ def _make(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes, w
         elif wishes.start:
             begin(domain)
         state = domains.state(domain)
-        files = tuple(map(str, staged.files))
+        files = tuple(str(path) for path in staged.files if path != plan.nvram)
         undo.pop_all()
     return Imported(plan.own.name, domain.UUIDString(), state, files, plan.manifest, plan.notes)
-
-
-def _undefine(hypervisor: Hypervisor, plan: Plan) -> None:
-    if domains.has_uuid(hypervisor, plan.own.uuid):
-        domain = domains.find(hypervisor, plan.own.name)
-        with suppress(KvmctlError):
-            domains.power_off(domain)
-        with suppress(KvmctlError):
-            domains.undefine(domain)
 
 
 def _unlink(path: Path | str, inode: int) -> None:
@@ -314,18 +310,21 @@ def _unlink(path: Path | str, inode: int) -> None:
 
 
 @contextmanager
-def _undoing(hypervisor: Hypervisor, plan: Plan, staged: _Staged) -> Iterator[ExitStack]:
+def _undoing(hypervisor: Hypervisor, plan: Plan, staged: _Staged, wishes: Wishes) -> Iterator[Undo]:
     """What the block gives its stack is undone where it fails, by us or, if we are killed, by the next import."""
     journal = Journal()
     stamps = {str(final): stamp(temporary) for final, temporary in staged.files.items()}
     data = {"uri": hypervisor.uri, "name": plan.own.name, "files": stamps, "tpm": staged.tpm is not None}
+    data["begins"] = "memory" if staged.memory is not None else "boot" if wishes.start else None
     journal.begin(INTENT, plan.own.uuid, data)
+    undo = Undo()
     try:
-        with ExitStack() as stack:
-            stack.callback(_refresh, plan.pools)
-            yield stack
+        with undo:
+            undo.callback(_refresh, plan.pools)
+            yield undo
     finally:
-        journal.done(INTENT, plan.own.uuid)
+        if not undo.kept:
+            journal.done(INTENT, plan.own.uuid)
 
 
 def _refresh(pools: tuple[Any, ...]) -> None:
@@ -334,8 +333,9 @@ def _refresh(pools: tuple[Any, ...]) -> None:
             storage.refresh_pool(pool)
 
 
-def recover(hypervisor: Hypervisor) -> None:
-    """Delete the files that killed imports gave their names, and whose guests they did not come to define."""
+def recover(hypervisor: Hypervisor, warn: Callable[[str], None]) -> None:
+    """Delete the files that killed imports gave their names, and whose guests they did not come to define; tell of a
+    guest that one has defined and not started."""
     journal = Journal()
     if not journal.unfinished(INTENT):
         return
@@ -352,4 +352,5 @@ def recover(hypervisor: Hypervisor) -> None:
                         _unlink(path, found[0])
                 if intent.data.get("tpm"):
                     tpm.remove(intent.key)
+            import_ends.tell(hypervisor, intent, warn)
             journal.done(INTENT, intent.key)

@@ -93,7 +93,7 @@ def _leftover(intent: journal.Intent) -> Check:
         "clone": "the next kvmctl clone removes it",
         "export": f"kvmctl start {guest} lets it go on where it is off; kvmctl list removes what is left",
         "freeze": f"kvmctl list thaws it, and so does virsh domfsthaw {guest}",
-        "import": "the next kvmctl import removes it",
+        "import": "the next kvmctl import removes what it left, or tells of the guest that it did not start",
         "merge": f"kvmctl snapshot delete {guest} NAME goes on with it",
         "revert": f"kvmctl snapshot list {guest} finishes it",
     }.get(intent.kind, "kvmctl apply -f FILE finishes or names it")
