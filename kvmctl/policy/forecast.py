@@ -5,6 +5,9 @@ from kvmctl.model.migration import Forecast
 MOST_ROUNDS = 100
 MOST_THROTTLED = 99
 """Per cent by which QEMU slows a guest down at the most."""
+FINEST = 2 << 20
+"""Bytes a second that one changed page stands for of those that QEMU looks at, 512 of each GiB with a second between
+(migration/dirtyrate.c): so much is also said of a guest of which some clock writes to its page now and then."""
 DOWNTIME = 0.3
 """Seconds that QEMU lets a guest stand at the switch-over where nobody says otherwise."""
 
@@ -28,7 +31,7 @@ def forecast(
     at the target. `disks` are copied first, `overhead` seconds are for all the rest.
     """
     allowed = DOWNTIME if max_downtime is None else max_downtime
-    rate = dirty_rate or 0
+    rate = dirty_rate if dirty_rate and dirty_rate > FINEST else 0
     seconds, left, sent, rounds = disks / bandwidth, memory, 0, 0
     brake = _Brake() if auto_converge else None
     while left > allowed * bandwidth and rounds < MOST_ROUNDS:

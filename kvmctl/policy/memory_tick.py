@@ -263,7 +263,7 @@ def _smaller(idle: Sequence[_Seen], short: _Short, others: int) -> tuple[dict[st
 
 def _is_worth(claim: BalloonClaim, target: int, told: int | None) -> bool:
     """Whether to tell the guest; where it is to have more, also if it was `told` to give more than it has by now."""
-    on_its_way = told is not None and target - told >= balloon.FINEST
+    on_its_way = told is not None and target > told
     return on_its_way or abs(target - claim.actual) >= balloon.FINEST or (target == claim.size != claim.actual)
 
 

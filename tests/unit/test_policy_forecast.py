@@ -36,6 +36,12 @@ def test_a_guest_that_changes_as_fast_does_not_end() -> None:
     assert forecast(1000 * MIB, 100 * MIB, 100 * MIB, 60).converges
 
 
+def test_one_changed_page_of_a_sample_is_no_rate() -> None:
+    slow = MIB
+    assert forecast(400 << 10, 2 * MIB, slow, None).converges
+    assert not forecast(400 << 10, 4 * MIB, slow, None).converges
+
+
 def test_one_that_is_slowed_down_does() -> None:
     plain, slowed = (forecast(100 * MIB, 24 * MIB, 16 * MIB, None, auto_converge=one) for one in (False, True))
     assert not plain.converges
