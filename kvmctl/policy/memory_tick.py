@@ -221,8 +221,8 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
 
 
 def _owed(one: _Seen) -> BalloonClaim | None:
-    """A claim to its reservation of a guest that has less, or was told to: it was raised meanwhile."""
-    if one.claim is None or one.pressed or one.guest.promise is None:
+    """A claim to its reservation of a guest that has less by us, or was told to: it was raised meanwhile."""
+    if one.claim is None or one.pressed or one.guest.promise is None or not one.guest.balloon_moved:
         return None
     reserved = min(one.guest.promise.memory_reservation, one.claim.size)
     told = one.claim.actual if one.memory.target is None else min(one.claim.actual, one.memory.target)

@@ -64,6 +64,8 @@ def test_a_guest_below_a_reservation_that_was_raised_is_lifted_to_it(available: 
     lifted = {change.guest: change for change in plan.balloons}["g"]
     assert lifted.new == 250 * MIB
     assert "reserved" in lifted.reason
+    theirs = replace(below, balloon_moved=False)
+    assert "g" not in targets(snapshot(available, theirs, guest("idle", 64 * MIB))), "somebody else has taken it"
 
 
 def test_a_guest_that_is_short_while_it_gives_is_told_to_stay_where_nothing_is_left() -> None:
