@@ -88,6 +88,8 @@ def clone(
             if facts.active:
                 paths = {target: path for target, (path, _form) in images.items()}
                 consistency = copy_live(hypervisor, domain, facts, paths, warn, begun.noting(progress))
+                # A small one is done before there is any progress.
+                begun.note()
             else:
                 consistency = copy_off(domain, facts, images, progress)
             notes = _define(hypervisor, definition, own, images, begun.seeded)
