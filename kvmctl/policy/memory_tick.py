@@ -200,7 +200,7 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
     what = "gets what there is" if missing else "gets all back"
     reasons = dict.fromkeys(targets, f"it is short of memory, and {what}")
     reasons |= dict.fromkeys(owed, "so much is reserved for it")
-    given = set(targets)
+    told = {one.guest.name: one.memory.target for one in seen if one.guest.name in targets}
     if short.state in SHORT or missing:
         smaller, needs, freed = _smaller([one for one in idle if not one.stuck], short, missing)
         missing = max(0, short.due + missing - freed)
@@ -211,7 +211,6 @@ def _balloons(seen: Sequence[_Seen], short: _Short, taken: int) -> tuple[tuple[C
         larger = balloon.grown(list(squeezed.values()), room if short.state == "high" else room // 2)
         reasons |= dict.fromkeys(larger, f"{short.why}, and it is to have more")
         claims, targets = claims | squeezed, targets | larger
-    told = {one.guest.name: one.memory.target for one in seen if one.guest.name in given}
     changes = tuple(
         Change(name, "memory.balloon", claims[name].actual, target, reason=reasons[name])
         for name, target in sorted(targets.items())
